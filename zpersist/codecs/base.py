@@ -1,0 +1,43 @@
+"""What a codec is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from zpersist.errors import DecodeError
+
+__all__ = ["Codec"]
+
+
+class Codec(ABC):
+    """Turns a value into bytes and bytes into the value.
+
+    A codec of your own gives :attr:`id`, :meth:`dumps` and :meth:`loads`.  One that can keep large buffers apart
+    from the rest, so that they need not be copied, also gives :meth:`dump_parts` and :meth:`load_parts`.
+    """
+
+    #: Names the codec in stored values, in ASCII: a value is only ever read by the codec that wrote it.
+    id: ClassVar[str]
+
+    @abstractmethod
+    def dumps(self, value: object) -> bytes:
+        """Return the value as bytes, or raise :class:`~zpersist.EncodeError`."""
+
+    @abstractmethod
+    def loads(self, data: bytes | bytearray | memoryview) -> Any:
+        """Return the value of the bytes, or raise :class:`~zpersist.DecodeError`."""
+
+    def dump_parts(self, value: object) -> tuple[bytes, Sequence[memoryview]]:
+        """Return the value as a body and large buffers that belong to it; default: all of it is body."""
+        return self.dumps(value), ()
+
+    def load_parts(self, body: bytes | bytearray | memoryview, buffers: Sequence[memoryview]) -> Any:
+        """Return the value of a body and its buffers."""
+        if buffers:
+            raise DecodeError(f"codec {self.id!r} keeps no buffers beside the body, and here are {len(buffers)}")
+        return self.loads(body)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"

@@ -1,0 +1,89 @@
+"""Any Python object, by pickle protocol 5 with large buffers out of band (PEP 574)."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar
+
+from zpersist.codecs.base import Codec
+from zpersist.errors import DecodeError, EncodeError
+
+__all__ = ["PickleCodec"]
+
+#: Buffers of at least so many bytes lie beside the pickle, aligned, and are mapped when they are loaded.
+OUT_OF_BAND_BYTES = 1 << 16
+
+
+class PickleCodec(Codec):
+    """Keeps whatever :mod:`pickle` can.
+
+    Buffers of 64 KiB and more (NumPy arrays, Arrow columns, anything that gives a :class:`pickle.PickleBuffer`)
+    are laid beside the pickle; a store of files maps them and hands out **read-only** views: copy an array before
+    you change it, or open the store with ``mmap=False``.
+
+    Notes
+    -----
+    *Trust*: loading runs whatever code the pickle names.  Load only what you, or those you trust, have written.
+
+    Examples
+    --------
+    >>> codec = PickleCodec()
+    >>> codec.loads(codec.dumps({"a": 1}))
+    {'a': 1}
+    """
+
+    id: ClassVar[str] = "pickle"
+
+    def dumps(self, value: object) -> bytes:
+        """Return the pickle of the value, all in one."""
+        try:
+            return pickle.dumps(value, 5)
+        except MemoryError:
+            raise
+        except Exception as err:
+            raise _encode_error(value, err) from err
+
+    def dump_parts(self, value: object) -> tuple[bytes, Sequence[memoryview]]:
+        """Return the pickle of the value and its large buffers."""
+        buffers: list[memoryview] = []
+
+        def keep_in_band(buffer: pickle.PickleBuffer) -> bool:
+            view = buffer.raw()
+            if len(view) < OUT_OF_BAND_BYTES:
+                return True
+            buffers.append(view)
+            return False
+
+        try:
+            return pickle.dumps(value, 5, buffer_callback=keep_in_band), buffers
+        except MemoryError:
+            raise
+        except Exception as err:
+            raise _encode_error(value, err) from err
+
+    def loads(self, data: bytes | bytearray | memoryview) -> Any:
+        """Return the value of a pickle."""
+        return self.load_parts(data, ())
+
+    def load_parts(self, body: bytes | bytearray | memoryview, buffers: Iterable[memoryview]) -> Any:
+        """Return the value of a pickle whose large buffers are given."""
+        try:
+            return pickle.loads(body, buffers=buffers)
+        except MemoryError:
+            raise
+        except Exception as err:
+            raise _decode_error(err) from err
+
+
+def _encode_error(value: object, err: Exception) -> EncodeError:
+    return EncodeError(
+        f"a {type(value).__qualname__} can't be pickled ({type(err).__name__}: {err}); "
+        f"for functions, lambdas and local classes use codec=DillCodec()"
+    )
+
+
+def _decode_error(err: Exception) -> DecodeError:
+    return DecodeError(
+        f"an intact pickle can't be loaded ({type(err).__name__}: {err}); has a class been moved or renamed?"
+    )

@@ -1,0 +1,305 @@
+"""The envelope: how a value lies in a file or a database cell, and how damage to it is noticed.
+
+.. code-block:: text
+
+    body                 what the codec wrote (a plain pickle stays readable by pickle.load)
+    buffers              each on a 64-byte boundary, so that it can be mapped and used in place
+    index                offset and length of each buffer (2 of u64), codec id (ASCII), tag (UTF-8)
+    trailer, 48 bytes    u64 length of the body, u64 its xxh3, u64 xxh3 of all buffers,
+                         u32 number of buffers, u16 length of the codec id, u16 length of the tag,
+                         u16 format version, u64 xxh3 of index and trailer so far, 6 bytes magic
+
+All numbers are little-endian.  The trailer comes last, so that a file that was cut can't look whole.  The *tag*
+is whatever the writer wants to read back with the value: a key too long for a file name, the version of a work.
+Checksums are XXH3-64 (https://xxhash.com): they tell damage, not malice.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from xxhash import xxh3_64, xxh3_64_intdigest
+
+from zpersist.codecs.base import Codec
+from zpersist.errors import CodecMismatchError, CorruptValueError, FormatVersionError, StorageError
+from zpersist.files.atomic import Buffer, storage_error
+from zpersist.files.mapping import map_file
+
+__all__ = ["ALIGNMENT", "FORMAT_VERSION", "Frame", "open_frame", "pack", "parse", "read_file", "read_open", "unpack"]
+
+FORMAT_VERSION = 1
+ALIGNMENT = 64
+
+_MAGIC = b"ZPRST\n"
+_HEAD = struct.Struct("<QQQIHHH")
+_TAIL = struct.Struct("<Q6s")
+_SLOT = struct.Struct("<QQ")
+_TRAILER_SIZE = _HEAD.size + _TAIL.size
+_PADDING = bytes(ALIGNMENT)
+_NO_BUFFERS_HASH = xxh3_64_intdigest(b"")
+
+# Up to here a file is read whole; of a larger one the tail comes first, for it may be mapped.
+_WHOLE = 1 << 18
+_TAIL_READ = 4096
+
+
+class Frame(NamedTuple):
+    """What the trailer says about a value."""
+
+    codec: str
+    tag: str
+    body_length: int
+    body_hash: int
+    buffers_hash: int
+    slots: tuple[tuple[int, int], ...]
+
+
+def pack(codec: Codec, value: object, *, tag: str = "", out_of_band: bool = True) -> list[Buffer]:
+    """Return the parts that, one after the other, are the enveloped value.
+
+    Parameters
+    ----------
+    codec :
+        Writes the body.
+    value :
+        What to keep.
+    tag :
+        Comes back with the value, at most 64 KiB.
+    out_of_band :
+        Lay large buffers beside the body, aligned.  Without it they are part of the body.
+
+    Raises
+    ------
+    EncodeError
+        The codec can't write the value.
+    """
+    buffers: Sequence[memoryview]
+    if out_of_band:
+        body, buffers = codec.dump_parts(value)
+    else:
+        body, buffers = codec.dumps(value), ()
+    name = codec.id.encode("ascii")
+    label = tag.encode("utf-8")
+    if not buffers:
+        index = name + label
+        head = _HEAD.pack(
+            len(body), xxh3_64_intdigest(body), _NO_BUFFERS_HASH, 0, len(name), len(label), FORMAT_VERSION
+        )
+        return [b"".join((body, index, head, _TAIL.pack(xxh3_64_intdigest(index + head), _MAGIC)))]
+    return _pack_buffers(body, buffers, name, label)
+
+
+def _pack_buffers(body: bytes, buffers: Sequence[memoryview], name: bytes, label: bytes) -> list[Buffer]:
+    parts: list[Buffer] = [body]
+    slots = []
+    position = len(body)
+    total = xxh3_64()
+    for buffer in buffers:
+        gap = -position % ALIGNMENT
+        parts += (_PADDING[:gap], buffer)
+        slots.append(_SLOT.pack(position + gap, len(buffer)))
+        total.update(buffer)
+        position += gap + len(buffer)
+    index = b"".join((*slots, name, label))
+    head = _HEAD.pack(
+        len(body),
+        xxh3_64_intdigest(body),
+        total.intdigest(),
+        len(slots),
+        len(name),
+        len(label),
+        FORMAT_VERSION,
+    )
+    parts.append(index + head + _TAIL.pack(xxh3_64_intdigest(index + head), _MAGIC))
+    return parts
+
+
+def parse(tail: Buffer, size: int, where: str) -> Frame | int:
+    """Read the trailer.
+
+    Parameters
+    ----------
+    tail :
+        The last bytes of the value, or all of them.
+    size :
+        The length of the whole value.
+    where :
+        Names the place in errors.
+
+    Returns
+    -------
+    Frame | int
+        What the trailer says; or how many bytes of tail it takes to tell.
+
+    Raises
+    ------
+    CorruptValueError
+        The value is empty, cut, damaged, or was not written by zpersist.
+    """
+    if size < _TRAILER_SIZE:
+        raise CorruptValueError(_damage(where, "it is empty" if not size else f"it has only {size} bytes"))
+    frame_hash, magic = _TAIL.unpack_from(tail, len(tail) - _TAIL.size)
+    if magic != _MAGIC:
+        raise CorruptValueError(_damage(where, "it does not end as zpersist ends a value"))
+    body_length, body_hash, buffers_hash, count, name_length, tag_length, version = _HEAD.unpack_from(
+        tail, len(tail) - _TRAILER_SIZE
+    )
+    index_length = count * _SLOT.size + name_length + tag_length
+    needed = index_length + _TRAILER_SIZE
+    if needed > size:
+        raise CorruptValueError(_damage(where, "its index is longer than the value"))
+    if needed > len(tail):
+        return int(needed)
+    start = len(tail) - needed
+    if xxh3_64_intdigest(memoryview(tail)[start : len(tail) - _TAIL.size]) != frame_hash:
+        raise CorruptValueError(_damage(where, "the checksum of its index is wrong"))
+    if version > FORMAT_VERSION:
+        raise FormatVersionError(
+            f"{where} is in format {version}, this zpersist reads up to {FORMAT_VERSION}: upgrade zpersist to read it"
+        )
+    names = start + count * _SLOT.size
+    slots = tuple(_SLOT.iter_unpack(bytes(tail[start:names]))) if count else ()
+    end = sum(slots[-1]) if slots else body_length
+    if end + needed != size:
+        raise CorruptValueError(_damage(where, f"it has {size} bytes, {end + needed} were written"))
+    codec = bytes(tail[names : names + name_length]).decode("ascii")
+    tag = bytes(tail[names + name_length : names + name_length + tag_length]).decode("utf-8")
+    return Frame(codec, tag, body_length, body_hash, buffers_hash, slots)
+
+
+def _damage(where: str, what: str) -> str:
+    return f"{where} is damaged: {what}; delete it, or restore it from a copy"
+
+
+def _check_codec(frame: Frame, codec: Codec, where: str) -> None:
+    if frame.codec != codec.id:
+        raise CodecMismatchError(
+            f"{where} was written by the codec {frame.codec!r}, {codec.id!r} is configured: "
+            f"open it with the codec that wrote it"
+        )
+
+
+def _body(frame: Frame, body: Buffer, where: str) -> Buffer:
+    if xxh3_64_intdigest(body) != frame.body_hash:
+        raise CorruptValueError(_damage(where, "its checksum is wrong"))
+    return body
+
+
+def _slices(frame: Frame, data: memoryview) -> list[memoryview]:
+    return [data[offset : offset + length] for offset, length in frame.slots]
+
+
+def _check_buffers(frame: Frame, buffers: Sequence[memoryview], where: str) -> None:
+    total = xxh3_64()
+    for buffer in buffers:
+        total.update(buffer)
+    if total.intdigest() != frame.buffers_hash:
+        raise CorruptValueError(_damage(where, "the checksum of its buffers is wrong"))
+
+
+def unpack(data: Buffer, codec: Codec, where: str) -> tuple[Any, str]:
+    """Return the value in an envelope that is wholly in memory, and its tag; all of it is checked."""
+    frame = parse(data, len(data), where)
+    if isinstance(frame, int):
+        raise CorruptValueError(_damage(where, "its index is cut"))
+    _check_codec(frame, codec, where)
+    view = memoryview(data).toreadonly()
+    body = _body(frame, view[: frame.body_length], where)
+    if not frame.slots:
+        return codec.loads(body), frame.tag
+    buffers = _slices(frame, view)
+    _check_buffers(frame, buffers, where)
+    return codec.load_parts(body, buffers), frame.tag
+
+
+def _pread(fd: int, length: int, offset: int) -> bytes:
+    data = os.pread(fd, length, offset)
+    while len(data) < length:
+        more = os.pread(fd, length - len(data), offset + len(data))
+        if not more:
+            break
+        data += more
+    return data
+
+
+def open_frame(fd: int, size: int, where: str) -> Frame:
+    """Return what the trailer of an open file says."""
+    needed = min(size, _TAIL_READ)
+    while True:
+        frame = parse(_pread(fd, needed, size - needed), size, where)
+        if isinstance(frame, Frame):
+            return frame
+        needed = frame
+
+
+def read_file(path: str, codec: Codec, *, mapped: bool = True) -> tuple[Any, str]:
+    """Return the value in a file, and its tag.
+
+    Parameters
+    ----------
+    path :
+        The file.
+    codec :
+        What wrote it.
+    mapped :
+        Hand out read-only views on the mapped file in place of copies of large buffers.  Of a mapped value the
+        structure and the body are checked, of any other everything.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file.
+    CorruptValueError, CodecMismatchError, DecodeError
+        The file can't be trusted or read.
+    StorageError
+        The operating system refused.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise
+    except OSError as err:
+        raise storage_error(err, "can not read", path) from err
+    try:
+        return read_open(fd, path, codec, mapped=mapped)
+    finally:
+        os.close(fd)
+
+
+def read_open(fd: int, path: str, codec: Codec, *, mapped: bool = True) -> tuple[Any, str]:
+    """Return the value in an open file, and its tag; ``path`` names it in errors."""
+    try:
+        size = os.fstat(fd).st_size
+        if size <= _WHOLE:
+            data = os.read(fd, size)
+            frame = parse(data, len(data), path)
+            if isinstance(frame, Frame) and not frame.slots:
+                _check_codec(frame, codec, path)
+                return codec.loads(_body(frame, memoryview(data)[: frame.body_length], path)), frame.tag
+        return _read_large(fd, size, path, codec, mapped)
+    except OSError as err:
+        if isinstance(err, StorageError):
+            raise
+        raise storage_error(err, "can not read", path) from err
+
+
+def _read_large(fd: int, size: int, path: str, codec: Codec, mapped: bool) -> tuple[Any, str]:
+    frame = open_frame(fd, size, path)
+    _check_codec(frame, codec, path)
+    body = _body(frame, _pread(fd, frame.body_length, 0), path)
+    if not frame.slots:
+        return codec.loads(body), frame.tag
+    if mapped:
+        return codec.load_parts(body, _slices(frame, map_file(fd, size))), frame.tag
+    buffers = []
+    for offset, length in frame.slots:
+        # A bytearray makes the loaded object private and writable.
+        buffer = bytearray(length)
+        if os.preadv(fd, [buffer], offset) != length:
+            raise CorruptValueError(_damage(path, "it was cut while it was read"))
+        buffers.append(memoryview(buffer))
+    _check_buffers(frame, buffers, path)
+    return codec.load_parts(body, buffers), frame.tag

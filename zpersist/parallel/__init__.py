@@ -1,0 +1,1 @@
+"""Filling a stash with many processes."""

@@ -1,0 +1,460 @@
+"""The contract: what a stash is, and what is derived from it.
+
+A stash maps ``str`` keys to values.  A stash of your own gives ``load``, ``dump``, ``delete`` and ``keys`` (and
+``exists``, if it can tell without going through all keys); everything else is derived from these *on self*.
+
+Stores override some of the derived methods with faster ones.  A subclass that overrides a primitive gets the
+derived methods that stand on it anew, so that none of them slips past the override.
+"""
+
+from __future__ import annotations
+
+import heapq
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from contextlib import AbstractContextManager
+from enum import Enum
+from types import TracebackType
+from typing import Any, Final, Generic, Literal, Self, TypeVar
+
+from zpersist.chunks import chunks
+from zpersist.errors import InvalidArgumentError, MissingKeyError, ReadOnlyError, UnsupportedOperationError
+
+__all__ = ["MISSING", "CloseableStash", "Missing", "ReadOnlyStash", "Stash", "pairs_of"]
+
+V = TypeVar("V")
+D = TypeVar("D")
+
+
+class Missing(Enum):
+    """The type of :data:`MISSING`."""
+
+    MISSING = "MISSING"
+
+    def __repr__(self) -> str:
+        return "MISSING"
+
+
+#: The answer of ``Stash._fetch`` when there is nothing: ``None`` is a value like any other.
+MISSING: Final = Missing.MISSING
+
+# What each derived method stands on.
+_STANDS_ON: dict[str, tuple[str, ...]] = {
+    "add": ("load", "dump", "exists"),
+    "update": ("load", "dump", "exists"),
+    "load_many": ("load",),
+    "dump_many": ("dump",),
+    "delete_many": ("delete",),
+    "clear": ("delete", "keys"),
+    "scan": ("keys",),
+    "values": ("keys", "load"),
+    "items": ("keys", "load"),
+    "__len__": ("keys",),
+    "__bool__": ("keys",),
+}
+
+
+def pairs_of(items: Mapping[str, V] | Iterable[tuple[str, V]]) -> Iterable[tuple[str, V]]:
+    """Return the pairs of a mapping, or the pairs as they are."""
+    return items.items() if isinstance(items, Mapping) else items
+
+
+class Stash(ABC, Generic[V]):
+    """A mapping of keys to values that are kept somewhere, or made when they are asked for.
+
+    Unlike a ``dict``, iterating over a stash yields ``(key, value)`` pairs; :attr:`mapping` is a view that
+    behaves as a ``dict`` in everything.
+
+    Examples
+    --------
+    >>> from zpersist import DictionaryStash
+    >>> stash = DictionaryStash()
+    >>> stash.dump("a", None)
+    >>> "a" in stash, stash["a"], stash.get("b", 0), list(stash)
+    (True, None, 0, [('a', None)])
+    """
+
+    #: Whether other processes see what is dumped here.
+    shared: bool = False
+    #: Whether ``keys`` come in code-point order.
+    ordered: bool = False
+    #: Whether what is dumped here outlives the process.
+    durable: bool = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        _pair_load_and_fetch(cls)
+        mro = cls.__mro__
+
+        def depth(name: str) -> int:
+            return next(i for i, base in enumerate(mro) if name in base.__dict__)
+
+        for derived, primitives in _STANDS_ON.items():
+            at = depth(derived)
+            if mro[at] is not Stash and any(depth(name) < at for name in primitives):
+                setattr(cls, derived, Stash.__dict__[derived])
+
+    # primitives
+
+    def load(self, name: str) -> V | None:
+        """Return the value of a key, made on the way if this kind of stash makes values; ``None`` if there is none.
+
+        Parameters
+        ----------
+        name :
+            The key.
+        """
+        raise UnsupportedOperationError(f"{type(self).__name__} must define load(name)")
+
+    @abstractmethod
+    def dump(self, name: str, inst: V) -> None:
+        """Keep a value under a key, in place of the one that is there.
+
+        Parameters
+        ----------
+        name :
+            The key.
+        inst :
+            The value; ``None`` is one like any other.
+        """
+
+    @abstractmethod
+    def delete(self, name: str) -> bool:
+        """Remove a key, and return whether it was there."""
+
+    @abstractmethod
+    def keys(self) -> Iterable[str]:
+        """Return the keys; in no order, unless :attr:`ordered` is set or the class says so."""
+
+    def exists(self, name: str) -> bool:
+        """Return whether a key is there, or its value can be made."""
+        return any(key == name for key in self.keys())
+
+    # Answers the exact question, for None is a value; paired with load() when a class is made.
+    def _fetch(self, name: str) -> V | Missing:
+        raise UnsupportedOperationError(f"{type(self).__name__} must define load(name)")
+
+    # A lock held by the one that computes the value of a key; stores that are shared lock among processes.
+    def _flight(self, name: str) -> AbstractContextManager[None]:
+        return _flights.hold(self, name)
+
+    # A stash beside this one for bookkeeping about it, that goes when this one is cleared.
+    def _companion(self, purpose: str) -> Stash[Any]:
+        raise UnsupportedOperationError(f"{self!r} has no place for a {purpose} beside its values")
+
+    # the atomic pair
+
+    def add(self, name: str, inst: V) -> bool:
+        """Keep a value only if there is none under its key, as one step among threads and processes.
+
+        Returns
+        -------
+        bool
+            Whether it was kept.
+
+        Raises
+        ------
+        UnsupportedOperationError
+            This stash can't do that.
+        """
+        raise UnsupportedOperationError(_lacks(self, "add"))
+
+    def update(self, name: str, fn: Callable[[Any], V], default: Any = None) -> V:
+        """Replace a value by what a function makes of it, as one step among threads and processes.
+
+        Parameters
+        ----------
+        name :
+            The key.
+        fn :
+            Gets the present value, returns the new one.  It may be called again if another one was faster, so it
+            should do nothing else; it must not use this stash.
+        default :
+            What ``fn`` gets if there is no value.
+
+        Returns
+        -------
+        V
+            The new value.
+
+        Raises
+        ------
+        UnsupportedOperationError
+            This stash can't do that.
+        """
+        raise UnsupportedOperationError(_lacks(self, "update"))
+
+    # derived
+
+    def get(self, name: str, default: D | None = None) -> V | D | None:
+        """Return the value of a key, or ``default`` if there is none."""
+        value = self._fetch(name)
+        return default if value is MISSING else value
+
+    def values(self) -> Iterable[V]:
+        """Iterate over the values; a key that is deleted meanwhile is left out."""
+        return (value for _, value in self.items())
+
+    def items(self) -> Iterable[tuple[str, V]]:
+        """Iterate over keys with their values; a key that is deleted meanwhile is left out."""
+        for key in self.keys():
+            value = self._fetch(key)
+            if value is not MISSING:
+                yield key, value
+
+    def key_groups(self, n: int) -> Iterable[list[str]]:
+        """Iterate over the keys in lists of at most ``n``."""
+        return chunks(self.keys(), n)
+
+    def clear(self) -> None:
+        """Delete everything."""
+        for name in tuple(self.keys()):
+            self.delete(name)
+
+    def load_many(self, names: Iterable[str]) -> dict[str, V]:
+        """Return the values of those keys that are there."""
+        found = ((name, self._fetch(name)) for name in names)
+        return {name: value for name, value in found if value is not MISSING}
+
+    def dump_many(self, items: Mapping[str, V] | Iterable[tuple[str, V]]) -> None:
+        """Keep many values; each is kept as by :meth:`dump`, all together are not one step unless the class says so."""
+        for name, inst in pairs_of(items):
+            self.dump(name, inst)
+
+    def delete_many(self, names: Iterable[str]) -> int:
+        """Remove many keys, and return how many were there."""
+        return sum(bool(self.delete(name)) for name in names)
+
+    def scan(
+        self, prefix: str = "", *, after: str | None = None, reverse: bool = False, limit: int | None = None
+    ) -> Iterator[str]:
+        """Iterate over keys in code-point order.
+
+        Parameters
+        ----------
+        prefix :
+            What the keys start with.
+        after :
+            Leave out this key and all that come before it (in the order asked for).
+        reverse :
+            From the last to the first.
+        limit :
+            The most keys to yield.
+        """
+        check_limit(limit)
+        names: Iterable[str] = (name for name in self.keys() if name.startswith(prefix))
+        if after is not None:
+            names = (name for name in names if (name < after if reverse else name > after))
+        if limit is None:
+            return iter(sorted(names, reverse=reverse))
+        return iter((heapq.nlargest if reverse else heapq.nsmallest)(limit, names))
+
+    @property
+    def mapping(self) -> MutableMapping[str, V]:
+        """A view on this stash that is a real :class:`~collections.abc.MutableMapping`: it iterates over keys."""
+        return _StashMapping(self)
+
+    def close(self) -> None:
+        """Give back what is held open; the next use opens it again."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __getitem__(self, name: str) -> V:
+        value = self._fetch(name)
+        if value is MISSING:
+            raise MissingKeyError(name, type(self).__name__)
+        return value
+
+    def __setitem__(self, name: str, inst: V) -> None:
+        self.dump(name, inst)
+
+    def __delitem__(self, name: str) -> None:
+        if self.delete(name) is False:
+            raise MissingKeyError(name, type(self).__name__)
+
+    def __contains__(self, name: object) -> bool:
+        return self.exists(name)  # type: ignore[arg-type]
+
+    def __iter__(self) -> Iterator[tuple[str, V]]:
+        return iter(self.items())
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self.keys())
+
+    def __bool__(self) -> bool:
+        return any(True for _ in self.keys())
+
+
+def _lacks(stash: Stash[Any], what: str) -> str:
+    return (
+        f"{type(stash).__name__} has no atomic {what}(); use a store that has it, "
+        f"or define {what}() beside the methods the class overrides"
+    )
+
+
+def check_limit(limit: int | None) -> None:
+    """Raise unless ``limit`` is ``None`` or a whole number that is not negative."""
+    if limit is not None and (type(limit) is not int or limit < 0):
+        raise InvalidArgumentError(f"limit must be a whole number of at least 0, not {limit!r}")
+
+
+def _pair_load_and_fetch(cls: type[Stash[Any]]) -> None:
+    # A class gives one of load() and _fetch(), and the other one follows; bound to the class, so that super() of
+    # a subclass finds the pair that belongs together.
+    own = cls.__dict__
+    if "_fetch" in own and "load" not in own:
+        fetch: Callable[[Any, str], Any] = own["_fetch"]
+
+        def load(self: Stash[Any], name: str) -> Any:
+            value = fetch(self, name)
+            return None if value is MISSING else value
+
+        load.__doc__ = Stash.load.__doc__
+        cls.load = load  # type: ignore[method-assign]
+    elif "load" in own and "_fetch" not in own:
+        plain_load: Callable[[Any, str], Any] = own["load"]
+
+        def _fetch(self: Stash[Any], name: str) -> Any:
+            value = plain_load(self, name)
+            return MISSING if value is None and not self.exists(name) else value
+
+        cls._fetch = _fetch  # type: ignore[method-assign]
+
+
+class _Flights:
+    """One re-entrant lock a stash and key, for as long as somebody wants it."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._locks: dict[tuple[int, str], tuple[threading.RLock, int]] = {}
+
+    def hold(self, stash: Stash[Any], name: str) -> AbstractContextManager[None]:
+        return _Flight(self, (id(stash), name))
+
+    def take(self, key: tuple[int, str]) -> None:
+        with self._guard:
+            lock, wanted = self._locks.get(key) or (threading.RLock(), 0)
+            self._locks[key] = lock, wanted + 1
+        lock.acquire()
+
+    def give(self, key: tuple[int, str]) -> None:
+        with self._guard:
+            lock, wanted = self._locks[key]
+            if wanted == 1:
+                del self._locks[key]
+            else:
+                self._locks[key] = lock, wanted - 1
+        lock.release()
+
+
+class _Flight(AbstractContextManager[None]):
+    def __init__(self, flights: _Flights, key: tuple[int, str]) -> None:
+        self._flights = flights
+        self._key = key
+
+    def __enter__(self) -> None:
+        self._flights.take(self._key)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._flights.give(self._key)
+
+
+_flights = _Flights()
+
+
+class CloseableStash(Stash[V]):
+    """A stash that holds something open and must say how it is closed."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give back what is held open; the next use opens it again."""
+
+
+class ReadOnlyStash(Stash[V]):
+    """A stash that can't be written to; a subclass gives ``load`` and ``keys``.
+
+    Writes are ignored, as long as :attr:`strict` is not set.
+
+    Notes
+    -----
+    *Concurrency*: that of ``load`` and ``keys``.
+
+    Examples
+    --------
+    >>> from zpersist import ReadOnlyStash
+    >>> class Squares(ReadOnlyStash):
+    ...     def load(self, name):
+    ...         return int(name) ** 2
+    ...     def keys(self):
+    ...         return map(str, range(3))
+    >>> list(Squares())
+    [('0', 0), ('1', 1), ('2', 4)]
+    """
+
+    #: Raise :class:`~zpersist.ReadOnlyError` on a write; otherwise it is ignored.
+    strict: bool = False
+
+    def _refuse(self, what: str) -> Literal[False]:
+        if self.strict:
+            raise ReadOnlyError(f"{what} on {type(self).__name__}, which is read only; set strict=False to ignore it")
+        return False
+
+    def dump(self, name: str, inst: V) -> None:
+        """Ignore the value, or raise if :attr:`strict`."""
+        self._refuse(f"dump({name!r})")
+
+    def delete(self, name: str) -> bool:
+        """Delete nothing, or raise if :attr:`strict`."""
+        return self._refuse(f"delete({name!r})")
+
+    def clear(self) -> None:
+        """Delete nothing, or raise if :attr:`strict`."""
+        self._refuse("clear()")
+
+    def add(self, name: str, inst: V) -> bool:
+        """Keep nothing, or raise if :attr:`strict`."""
+        return self._refuse(f"add({name!r})")
+
+    def update(self, name: str, fn: Callable[[Any], V], default: Any = None) -> V:
+        """Raise, whether :attr:`strict` or not: there is no new value to return."""
+        raise ReadOnlyError(f"update({name!r}) on {type(self).__name__}, which is read only")
+
+
+class _StashMapping(MutableMapping[str, V]):
+    """The keys and values of a stash as a mapping of the standard library."""
+
+    def __init__(self, stash: Stash[V]) -> None:
+        self._stash = stash
+
+    def __getitem__(self, key: str) -> V:
+        return self._stash[key]
+
+    def __setitem__(self, key: str, value: V) -> None:
+        self._stash.dump(key, value)
+
+    def __delitem__(self, key: str) -> None:
+        del self._stash[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stash.keys())
+
+    def __len__(self) -> int:
+        return len(self._stash)
+
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, str) and self._stash.exists(key)
+
+    def clear(self) -> None:
+        self._stash.clear()
+
+    def __repr__(self) -> str:
+        return f"{self._stash!r}.mapping"

@@ -1,0 +1,1 @@
+"""Stores: each is a stash that stands on something real."""

@@ -1,0 +1,231 @@
+"""Objects whose large parts lie in files of their own, so that only some of them need be loaded."""
+
+from __future__ import annotations
+
+import copy
+import os
+import uuid
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterable
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, TypeVar
+
+from attrs import define, field
+
+from zpersist.errors import CorruptValueError, InvalidArgumentError, MissingDataKeysError
+from zpersist.files.atomic import make_directory
+from zpersist.files.locks import directory_lock
+from zpersist.files.paths import as_path
+from zpersist.stash import MISSING, Missing
+from zpersist.stores.directory import DirectoryStash
+
+__all__ = ["DirectoryCompositeStash"]
+
+V = TypeVar("V")
+
+Group = tuple[str, dict[str, Any]]
+
+
+class _Context(NamedTuple):
+    """What the file of an object holds beside the object itself."""
+
+    rest: Any
+    ordered: bool
+    order: list[str]
+    tokens: dict[str, str]
+
+
+@define(slots=False, eq=False)
+class _GroupStash(DirectoryStash[tuple[str, dict[str, Any]]]):
+    """The values of one group: with each the token of the dump that wrote it."""
+
+    group_name: str = field(kw_only=True)
+
+
+def _check_groups(groups: Iterable[Iterable[str]]) -> tuple[frozenset[str], ...]:
+    sets = tuple(frozenset([group]) if isinstance(group, str) else frozenset(group) for group in groups)
+    names = [name for group in sets for name in group]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise InvalidArgumentError(f"the keys {twice} are in more than one group: each belongs in exactly one")
+    if not sets or not all(sets):
+        raise InvalidArgumentError(f"groups must be sets of keys, at least one and none empty, not {groups!r}")
+    return sets
+
+
+class DirectoryCompositeStash(DirectoryStash[V]):
+    """Keeps objects with a ``dict`` attribute, and the attribute's parts in files of their own.
+
+    The object lies in ``<path>/inst``, each group of the attribute's keys in ``<path>/comp/<group>``.  An object
+    that was loaded with some groups only can be dumped again: the groups it lacks stay as they are.
+
+    Parameters
+    ----------
+    path :
+        The directory.
+    groups :
+        Sets of the attribute's keys; each key in exactly one.
+    attribute_name :
+        The attribute that is split; its value is a ``dict`` or an ``OrderedDict`` whose order is kept.
+    load_keys :
+        Load only the groups that have one of these keys, and of these only the keys named; default: all.
+    options :
+        Those of :class:`~zpersist.DirectoryStash`.
+
+    Raises
+    ------
+    MissingDataKeysError
+        By ``dump``: the attribute has keys that no group names, or lacks some.
+    CorruptValueError
+        By ``load``: a group is missing, or a process was killed while it dumped the object.
+
+    Notes
+    -----
+    *Concurrency*: readers and writers of one host wait for each other; ``add`` and ``update`` are not offered.
+    *Durability*: as :class:`~zpersist.DirectoryStash`; a dump that was cut short is told by the next load.
+    *Trust*: as :class:`~zpersist.DirectoryStash`.
+
+    Examples
+    --------
+    >>> from types import SimpleNamespace
+    >>> stash = DirectoryCompositeStash("batches", ({"ids"}, {"vectors"}), "data", load_keys={"ids"})
+    >>> stash.dump("1", SimpleNamespace(name="a", data={"ids": [1], "vectors": [0.5]}))
+    >>> stash.load("1")
+    namespace(name='a', data={'ids': [1]})
+    """
+
+    INSTANCE_DIRECTORY_NAME: ClassVar[str] = "inst"
+    COMPOSITE_DIRECTORY_NAME: ClassVar[str] = "comp"
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        groups: Iterable[Collection[str]],
+        attribute_name: str,
+        load_keys: Collection[str] | None = None,
+        **options: Any,
+    ) -> None:
+        self._top = as_path(path)
+        self._options = options
+        DirectoryStash.__init__(self, self._top / self.INSTANCE_DIRECTORY_NAME, **options)
+        self.attribute_name = attribute_name
+        self.load_keys = None if load_keys is None else frozenset(load_keys)
+        self.groups = groups
+        unknown = (self.load_keys or frozenset()) - set(self._stash_by_attribute)
+        if unknown:
+            raise InvalidArgumentError(f"load_keys {sorted(unknown)} are in no group")
+
+    @property
+    def groups(self) -> tuple[frozenset[str], ...]:
+        """The groups of keys."""
+        return self._groups
+
+    @groups.setter
+    def groups(self, groups: Iterable[Iterable[str]]) -> None:
+        self._groups = _check_groups(groups)
+        folder = Path(os.path.dirname(self._root)) / self.COMPOSITE_DIRECTORY_NAME
+        self._stash_by_group: dict[str, _GroupStash] = {}
+        self._stash_by_attribute: dict[str, _GroupStash] = {}
+        for group in self._groups:
+            name = "-".join(sorted(group))
+            stash = _GroupStash(folder / name, group_name=name, **self._options)
+            self._stash_by_group[name] = stash
+            self._stash_by_attribute.update(dict.fromkeys(group, stash))
+
+    def _to_composite(self, data: dict[str, Any]) -> tuple[list[str], list[Group]]:
+        unknown = set(data) - set(self._stash_by_attribute)
+        split: dict[str, dict[str, Any]] = {}
+        for key, value in data.items():
+            if key not in unknown:
+                split.setdefault(self._stash_by_attribute[key].group_name, {})[key] = value
+        halves = {
+            key
+            for group in self._groups
+            if not group.isdisjoint(data) and not group <= set(data)
+            for key in group - set(data)
+        }
+        if unknown or halves:
+            raise MissingDataKeysError(unknown | halves)
+        return list(data), list(split.items())
+
+    def dump(self, name: str, inst: V) -> None:
+        """Keep an object; groups that it lacks altogether stay as they are."""
+        data = getattr(inst, self.attribute_name)
+        order, groups = self._to_composite(data)
+        rest = copy.copy(inst)
+        object.__setattr__(rest, self.attribute_name, None)
+        make_directory(self._root)
+        with directory_lock(self._root, shared=False):
+            before = self._context(name)
+            tokens = {} if before is None else before.tokens
+            if before is not None:
+                order += [key for key in before.order if key not in data]
+            kept = dict(groups).keys() | tokens.keys()
+            lacking = [key for key, stash in self._stash_by_attribute.items() if stash.group_name not in kept]
+            if lacking:
+                raise MissingDataKeysError(lacking)
+            token = uuid.uuid4().hex
+            for group, values in groups:
+                self._stash_by_group[group].dump(name, (token, values))
+            tokens = {**tokens, **{group: token for group, _ in groups}}
+            context: Any = tuple(_Context(rest, isinstance(data, OrderedDict), order, tokens))
+            self._write(name, context, os.replace)
+
+    def _context(self, name: str) -> _Context | None:
+        context: Any = DirectoryStash._fetch(self, name)
+        return None if context is MISSING else _Context(*context)
+
+    def _fetch(self, name: str) -> V | Missing:
+        try:
+            with directory_lock(self._root, shared=True):
+                context = self._context(name)
+                if context is None:
+                    return MISSING
+                data = self._from_composite(name, context.tokens)
+        except FileNotFoundError:
+            return MISSING
+        pairs = [(key, data[key]) for key in context.order if key in data]
+        inst: V = context.rest
+        object.__setattr__(inst, self.attribute_name, OrderedDict(pairs) if context.ordered else dict(pairs))
+        return inst
+
+    def _from_composite(self, name: str, tokens: dict[str, str]) -> dict[str, Any]:
+        wanted = set(self._stash_by_attribute) if self.load_keys is None else self.load_keys
+        data: dict[str, Any] = {}
+        for group in {self._stash_by_attribute[key].group_name for key in wanted}:
+            part = self._stash_by_group[group].load(name)
+            if part is None or part[0] != tokens.get(group):
+                raise CorruptValueError(
+                    f"group {group!r} of {name!r} in {self._top} is missing, or was written by a dump that was cut "
+                    f"short; dump {name!r} again"
+                )
+            data.update((key, value) for key, value in part[1].items() if key in wanted)
+        return data
+
+    def delete(self, name: str) -> bool:
+        """Remove an object with all its groups, and return whether it was there."""
+        there = DirectoryStash.delete(self, name)
+        for stash in self._stash_by_group.values():
+            stash.delete(name)
+        return there
+
+    def clear(self) -> None:
+        """Delete all objects."""
+        for name in tuple(self.keys()):
+            self.delete(name)
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return _restore, (type(self), self._top, self._groups, self.attribute_name, self.load_keys, self._options)
+
+
+def _restore(
+    kind: type[DirectoryCompositeStash[Any]],
+    path: Path,
+    groups: tuple[frozenset[str], ...],
+    attribute_name: str,
+    load_keys: frozenset[str] | None,
+    options: dict[str, Any],
+) -> DirectoryCompositeStash[Any]:
+    stash = kind.__new__(kind)
+    DirectoryCompositeStash.__init__(stash, path, groups, attribute_name, load_keys, **options)
+    return stash

@@ -1,0 +1,262 @@
+"""Each value in a file of its own, in one directory."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from attrs import define, field
+
+from zpersist.codecs import Codec, PickleCodec
+from zpersist.errors import CorruptValueError, InvalidArgumentError
+from zpersist.files.atomic import (
+    Durability,
+    check_durability,
+    make_directory,
+    storage_error,
+    sync_directory,
+    write_file,
+)
+from zpersist.files.envelope import open_frame, pack, read_file, read_open
+from zpersist.files.locks import KeyLocks, directory_lock
+from zpersist.files.paths import as_path
+from zpersist.keys import check_str_key, from_file_name, is_digested, to_file_name
+from zpersist.stash import MISSING, Missing, Stash
+
+__all__ = ["DirectoryStash"]
+
+V = TypeVar("V")
+
+_PLACE = "{name}"
+_HOUSE = ".zpersist"
+
+
+def _check_pattern(stash: object, attribute: object, pattern: object) -> None:
+    fits = isinstance(pattern, str) and pattern.count(_PLACE) == 1
+    rest = str(pattern).replace(_PLACE, "")
+    if not fits or set(rest) & set("{}/\\\0") or str(pattern).startswith(".") or len(rest) > 50:
+        raise InvalidArgumentError(
+            f"pattern {pattern!r} must be a file name with '{{name}}' once in it, such as '{{name}}.dat': "
+            f"no other braces, no slash, no dot in front, at most 50 characters beside the name"
+        )
+
+
+class _Changed(Exception):  # noqa: N818 - a signal, not an error
+    """Somebody else wrote between our reading and our writing."""
+
+
+@define(slots=False, eq=False)
+class DirectoryStash(Stash[V]):
+    """Keeps each value in a file of its own: ``vocab`` lies in ``vocab.dat``.
+
+    Keys that are no plain file names are escaped reversibly and never leave the directory; files that are not
+    the stash's are left alone.  The directory is made by the first write, for this user only.
+
+    Parameters
+    ----------
+    path :
+        The directory.  A relative one is taken from the working directory at construction.
+    pattern :
+        The names of the files, with ``{name}`` where the key stands.
+    codec :
+        Turns values into bytes and back.
+    durability :
+        ``"rename"``: a value is whole or absent, and the last ones may be lost in a power cut; ``"fsync"``: a
+        value is on the disk when ``dump`` returns.
+    mmap :
+        Map large buffers (arrays) and hand out read-only views; otherwise load private, writable copies.
+
+    Raises
+    ------
+    CorruptValueError
+        By a read: the file is empty, cut or damaged.
+    CodecMismatchError
+        By a read: another codec wrote the file.
+    StorageError
+        The operating system refused; what was there is untouched.
+
+    Notes
+    -----
+    *Concurrency*: each operation is atomic among threads and processes of one host, on a local file system.
+    *Durability*: a killed process harms nothing; for a power cut see ``durability``.
+    *Trust*: that of the codec, for everybody who may write to the directory.
+
+    Examples
+    --------
+    >>> stash = DirectoryStash("cache")
+    >>> stash.dump("vocab", {"a", "b"})
+    >>> [path.name for path in stash.path.iterdir()]
+    ['vocab.dat']
+    >>> stash.load("vocab") == {"a", "b"}, stash.load("other")
+    (True, None)
+    """
+
+    shared = True
+    durable = True
+
+    path: Path = field(converter=as_path)
+    pattern: str = field(default="{name}.dat", validator=_check_pattern)
+    codec: Codec = field(factory=PickleCodec, kw_only=True)
+    durability: Durability = field(default="rename", kw_only=True, converter=check_durability)
+    mmap: bool = field(default=True, kw_only=True)
+    _root: str = field(init=False, repr=False)
+    _prefix: str = field(init=False, repr=False)
+    _suffix: str = field(init=False, repr=False)
+    _locks: KeyLocks = field(init=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._root = os.path.abspath(self.path)
+        self._prefix, self._suffix = self.pattern.split(_PLACE)
+        self._locks = KeyLocks.beside(self._root)
+
+    def key_to_path(self, name: str) -> Path:
+        """Return the file in which the value of a key lies, or would lie."""
+        return self.path / os.path.basename(self._file(name))
+
+    def _file(self, name: str) -> str:
+        return f"{self._root}/{self._prefix}{to_file_name(check_str_key(name))}{self._suffix}"
+
+    def _fetch(self, name: str) -> V | Missing:
+        path = self._file(name)
+        try:
+            value, tag = read_file(path, self.codec, mapped=self.mmap)
+        except FileNotFoundError:
+            return MISSING
+        if tag and tag != name:
+            raise CorruptValueError(f"{path} holds the value of {tag!r} in place of {name!r}; delete it")
+        return value  # type: ignore[no-any-return]
+
+    def dump(self, name: str, inst: V) -> None:
+        """Keep a value under a key; the old one is there until the new one is whole."""
+        self._write(name, inst, self._replace)
+
+    def _write(self, name: str, inst: V, place: Callable[[str, str], None]) -> None:
+        path = self._file(name)
+        tag = name if is_digested(path[: len(path) - len(self._suffix)]) else ""
+        parts = pack(self.codec, inst, tag=tag)
+        try:
+            write_file(path, parts, durability=self.durability, place=place)
+        except FileNotFoundError:
+            make_directory(self._root)
+            write_file(path, parts, durability=self.durability, place=place)
+
+    def _replace(self, temporary: str, path: str) -> None:
+        with directory_lock(self._root, shared=True):
+            os.replace(temporary, path)
+
+    def delete(self, name: str) -> bool:
+        """Remove a key, and return whether it was there."""
+        path = self._file(name)
+        try:
+            with directory_lock(self._root, shared=True):
+                os.unlink(path)
+        except FileNotFoundError:
+            return False
+        except OSError as err:
+            raise storage_error(err, "can not delete", path) from err
+        if self.durability == "fsync":
+            sync_directory(self._root)
+        return True
+
+    def exists(self, name: str) -> bool:
+        """Return whether a key is there."""
+        return os.path.isfile(self._file(name))
+
+    def keys(self) -> Iterator[str]:
+        """Iterate over the keys, in no order, reading the directory on the way."""
+        prefix, suffix = self._prefix, self._suffix
+        start, end = len(prefix), -len(suffix) or None
+        try:
+            entries = os.scandir(self._root)
+        except FileNotFoundError:
+            return
+        except OSError as err:
+            raise storage_error(err, "can not list", self._root) from err
+        with entries:
+            for entry in entries:
+                name = entry.name
+                if not (name.startswith(prefix) and name.endswith(suffix)) or name[0] == ".":
+                    continue
+                stem = name[start:end]
+                key = self._key_in_file(name) if is_digested(stem) else from_file_name(stem)
+                if key is not None and entry.is_file():
+                    yield key
+
+    def _key_in_file(self, file_name: str) -> str | None:
+        path = f"{self._root}/{file_name}"
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        try:
+            key = open_frame(fd, os.fstat(fd).st_size, path).tag
+        finally:
+            os.close(fd)
+        return key if key and os.path.basename(self._file(key)) == file_name else None
+
+    def add(self, name: str, inst: V) -> bool:
+        """Keep a value only if there is none."""
+        if self.exists(name):
+            return False
+        try:
+            self._write(name, inst, _link)
+        except FileExistsError:
+            return False
+        return True
+
+    def update(self, name: str, fn: Callable[[Any], V], default: Any = None) -> V:
+        """Replace a value by what a function makes of it; the function is called again if another one was faster."""
+        path = self._file(name)
+        while True:
+            try:
+                fd: int | None = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                fd = None
+            except OSError as err:
+                raise storage_error(err, "can not read", path) from err
+            try:
+                value = fn(default if fd is None else read_open(fd, path, self.codec, mapped=self.mmap)[0])
+                self._write(name, value, _link if fd is None else self._replace_if(fd))
+            except (FileExistsError, _Changed):
+                continue
+            finally:
+                if fd is not None:
+                    os.close(fd)
+            return value
+
+    def _replace_if(self, fd: int) -> Callable[[str, str], None]:
+        # The open descriptor keeps the number of its file from being given to another one.
+        read = os.fstat(fd)
+
+        def place(temporary: str, path: str) -> None:
+            with directory_lock(self._root, shared=False):
+                try:
+                    now = os.stat(path)
+                except FileNotFoundError:
+                    raise _Changed from None
+                if (now.st_dev, now.st_ino) != (read.st_dev, read.st_ino):
+                    raise _Changed
+                os.replace(temporary, path)
+
+        return place
+
+    def clear(self) -> None:
+        """Delete all values; files that are not the stash's stay."""
+        for name in tuple(self.keys()):
+            self.delete(name)
+        shutil.rmtree(f"{self._root}/{_HOUSE}", ignore_errors=True)
+
+    def _flight(self, name: str) -> AbstractContextManager[None]:
+        return self._locks.hold(check_str_key(name))
+
+    def _companion(self, purpose: str) -> Stash[Any]:
+        return DirectoryStash(f"{self._root}/{_HOUSE}/{purpose}", durability=self.durability)
+
+
+def _link(temporary: str, path: str) -> None:
+    os.link(temporary, path)
+    os.unlink(temporary)

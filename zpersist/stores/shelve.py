@@ -1,0 +1,304 @@
+"""Values in a DBM database, in the format of the standard library's shelve."""
+
+from __future__ import annotations
+
+import dbm
+import errno
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import TracebackType
+from typing import Any, TypeVar
+
+from attrs import define, field
+
+from zpersist.codecs import Codec, PickleCodec
+from zpersist.errors import StorageError
+from zpersist.files.atomic import make_directory, storage_error
+from zpersist.files.envelope import pack, unpack
+from zpersist.files.locks import KeyLocks, LockHandle
+from zpersist.files.paths import as_path
+from zpersist.keys import check_str_key
+from zpersist.stash import MISSING, CloseableStash, Missing
+
+__all__ = ["ShelveStash", "shelve"]
+
+V = TypeVar("V")
+
+_FILES = {
+    "dbm.dumb": (".dat", ".dir", ".bak"),
+    "dbm.ndbm": (".db", ".pag", ".dir"),
+    "dbm.gnu": ("",),
+    "dbm.sqlite3": ("", "-wal", "-shm"),
+}
+
+
+@define(slots=False, eq=False)
+class ShelveStash(CloseableStash[V]):
+    """Keeps values in a DBM database, whichever kind this Python has.
+
+    For code that has shelves already; :class:`~zpersist.SqliteStash` is faster, and safe when a process is killed.
+    A database is made by the first use, also by a read.
+
+    Parameters
+    ----------
+    path :
+        The database, without the extension that the kind of DBM gives it.
+    writeback :
+        With ``auto_close=False``: values that were loaded or dumped and changed since are written on ``close()``.
+    auto_close :
+        Open and close the database in each operation, so that processes may take turns.  Otherwise it stays
+        open, and other processes wait, until ``close()``.
+    codec :
+        Turns values into bytes and back.
+    timeout :
+        The most seconds to wait for another process that has the database open.
+
+    Notes
+    -----
+    *Concurrency*: threads and processes of one host take turns.
+    *Durability*: a process killed while it writes may damage the database, as DBM does; a damaged value is told
+    by its checksum.
+    *Trust*: that of the codec, for everybody who may write to the files.
+
+    Examples
+    --------
+    >>> with ShelveStash("shelf") as stash:
+    ...     stash.dump("a", [1])
+    ...     stash.load("a")
+    [1]
+    """
+
+    shared = True
+    durable = True
+
+    path: Path = field(converter=as_path)
+    writeback: bool = field(default=True)
+    auto_close: bool = field(default=True)
+    codec: Codec = field(factory=PickleCodec, kw_only=True)
+    timeout: float = field(default=60.0, kw_only=True)
+    _file: str = field(init=False, repr=False)
+    _locks: KeyLocks = field(init=False, repr=False)
+    _lock: threading.RLock = field(init=False, repr=False, factory=threading.RLock)
+    _db: Any = field(init=False, repr=False, default=None)
+    _pid: int = field(init=False, repr=False, default=0)
+    _handle: LockHandle | None = field(init=False, repr=False, default=None)
+    _live: dict[str, tuple[bytes, V]] = field(init=False, repr=False, factory=dict)
+
+    def __attrs_post_init__(self) -> None:
+        self._file = os.path.abspath(self.path)
+        self._locks = KeyLocks.beside(self._file)
+
+    @classmethod
+    def get_extension(cls) -> str | None:
+        """Return the extension this Python's DBM gives to its files, ``None`` if it gives none."""
+        with TemporaryDirectory() as folder:
+            dbm.open(f"{folder}/x", "n").close()
+            kind = dbm.whichdb(f"{folder}/x") or ""
+            names = set(os.listdir(folder))
+        return next((ext[1:] or None for ext in _FILES[kind] if f"x{ext}" in names), None)
+
+    @property
+    def real_path(self) -> Path:
+        """The path with the extension of this Python's DBM."""
+        extension = self.get_extension()
+        return self.path if extension is None else self.path.with_name(f"{self.path.name}.{extension}")
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the database is open."""
+        return self._db is not None and self._pid == os.getpid()
+
+    # opening and closing
+
+    @contextmanager
+    def _opened(self) -> Iterator[Any]:
+        with self._lock:
+            nested = self.is_open
+            if not nested:
+                self._open()
+            try:
+                yield self._db
+            except dbm.error as err:
+                raise StorageError(errno.EIO, f"the DBM refused: {err}", self._file) from err
+            except OSError as err:
+                raise (
+                    err if isinstance(err, StorageError) else storage_error(err, "the DBM refused", self._file)
+                ) from err
+            finally:
+                if self.auto_close and not nested:
+                    self._close()
+
+    def _open(self) -> None:
+        make_directory(os.path.dirname(self._file))
+        try:
+            handle = self._locks.acquire("database", self.timeout)
+        except TimeoutError as err:
+            raise StorageError(
+                errno.EBUSY, f"another one has had the shelf open for {self.timeout} s; close() it there", self._file
+            ) from err
+        with ExitStack() as stack:
+            stack.callback(handle.release)
+            try:
+                self._db = dbm.open(self._file, "c", 0o600)  # noqa: SIM115 - it stays open
+            except OSError as err:
+                raise storage_error(err, "can not open the shelf", self._file) from err
+            except dbm.error as err:
+                raise StorageError(errno.EIO, f"can not open the shelf: {err}", self._file) from err
+            stack.pop_all()
+        self._handle, self._pid = handle, os.getpid()
+
+    def _close(self) -> None:
+        db, handle, self._db, self._handle = self._db, self._handle, None, None
+        with ExitStack() as stack:
+            if handle is not None:
+                stack.callback(handle.release)
+            db.close()
+
+    def close(self) -> None:
+        """Write back what was changed, and close the database; the next use opens it again.
+
+        Raises
+        ------
+        EncodeError
+            A changed value can't be written; all others are, and the database is closed.
+        """
+        with self._lock:
+            if not self.is_open:
+                return
+            live, self._live = self._live, {}
+            with ExitStack() as stack:
+                stack.callback(self._close)
+                for name, (data, value) in live.items():
+                    stack.callback(self._write_back, name, data, value)
+
+    def _write_back(self, name: str, old: bytes, value: V) -> None:
+        data = self._encode(value)
+        if data != old:
+            self._db[name.encode()] = data
+
+    def __getstate__(self) -> dict[str, object]:
+        lost = ("_db", "_handle", "_live", "_lock", "_pid")
+        return {name: value for name, value in self.__dict__.items() if name not in lost}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state, _db=None, _handle=None, _live={}, _lock=threading.RLock(), _pid=0)
+
+    # values
+
+    def _encode(self, inst: V) -> bytes:
+        (data,) = pack(self.codec, inst, out_of_band=False)
+        return bytes(data)
+
+    def _remember(self, name: str, data: bytes, inst: V) -> None:
+        if self.writeback and not self.auto_close:
+            self._live[name] = data, inst
+
+    def _fetch(self, name: str) -> V | Missing:
+        check_str_key(name)
+        with self._opened() as db:
+            if name in self._live:
+                return self._live[name][1]
+            data = db.get(name.encode())
+            if data is None:
+                return MISSING
+            value: V = unpack(data, self.codec, f"{name!r} in {self._file}")[0]
+            self._remember(name, data, value)
+            return value
+
+    def dump(self, name: str, inst: V) -> None:
+        """Keep a value under a key."""
+        check_str_key(name)
+        data = self._encode(inst)
+        with self._opened() as db:
+            db[name.encode()] = data
+            self._remember(name, data, inst)
+
+    def delete(self, name: str) -> bool:
+        """Remove a key, and return whether it was there."""
+        check_str_key(name)
+        with self._opened() as db:
+            self._live.pop(name, None)
+            try:
+                del db[name.encode()]
+            except KeyError:
+                return False
+            return True
+
+    def exists(self, name: str) -> bool:
+        """Return whether a key is there."""
+        check_str_key(name)
+        with self._opened() as db:
+            return name.encode() in db
+
+    def keys(self) -> Iterator[str]:
+        """Iterate over the keys as they are at this moment, in no order."""
+        with self._opened() as db:
+            names = db.keys()
+        return (name.decode() for name in names)
+
+    def add(self, name: str, inst: V) -> bool:
+        """Keep a value only if there is none."""
+        with self._opened():
+            if self.exists(name):
+                return False
+            self.dump(name, inst)
+            return True
+
+    def update(self, name: str, fn: Callable[[Any], V], default: Any = None) -> V:
+        """Replace a value by what a function makes of it; the database is open and locked meanwhile."""
+        with self._opened():
+            value = self._fetch(name)
+            value = fn(default if value is MISSING else value)
+            self.dump(name, value)
+            return value
+
+    def clear(self) -> None:
+        """Delete everything, and the files of the database."""
+        check = self._locks.acquire("database", self.timeout) if not self.is_open else None
+        with self._lock:
+            try:
+                self._live.clear()
+                kind = dbm.whichdb(self._file)
+                if self.is_open:
+                    self._close()
+                for extension in _FILES.get(kind or "", ()):
+                    if os.path.exists(self._file + extension):
+                        os.unlink(self._file + extension)
+            finally:
+                if check is not None:
+                    check.release()
+
+    def __len__(self) -> int:
+        with self._opened() as db:
+            return len(db.keys())
+
+
+class shelve:  # noqa: N801 - a public name of zensols.persist
+    """Open a shelf for the length of a ``with``.
+
+    Parameters
+    ----------
+    args, kwargs :
+        Those of :class:`ShelveStash`.
+
+    Examples
+    --------
+    >>> with shelve("shelf") as stash:
+    ...     stash.dump("cool", [1, 2])
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.stash: ShelveStash[Any] = ShelveStash(*args, **{"auto_close": False, **kwargs})
+
+    def __enter__(self) -> ShelveStash[Any]:
+        self.stash._open()
+        return self.stash
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stash.close()

@@ -1,0 +1,352 @@
+"""Many small values in one SQLite database."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+from attrs import define, field
+
+from zpersist.chunks import chunks
+from zpersist.codecs import Codec, PickleCodec
+from zpersist.errors import CorruptValueError, InvalidArgumentError, StorageError, ZPersistError
+from zpersist.files.atomic import Durability, check_durability, make_directory, storage_error
+from zpersist.files.envelope import pack, unpack
+from zpersist.files.locks import KeyLocks
+from zpersist.files.paths import as_path
+from zpersist.keys import check_str_key
+from zpersist.stash import MISSING, CloseableStash, Missing, Stash, check_limit, pairs_of
+
+__all__ = ["SqliteStash"]
+
+V = TypeVar("V")
+
+_BATCH = 1000
+
+_ERRNO = {
+    sqlite3.SQLITE_BUSY: errno.EBUSY,
+    sqlite3.SQLITE_LOCKED: errno.EBUSY,
+    sqlite3.SQLITE_FULL: errno.ENOSPC,
+    sqlite3.SQLITE_READONLY: errno.EROFS,
+    sqlite3.SQLITE_CANTOPEN: errno.EACCES,
+    sqlite3.SQLITE_PERM: errno.EACCES,
+    sqlite3.SQLITE_NOMEM: errno.ENOMEM,
+    sqlite3.SQLITE_TOOBIG: errno.EFBIG,
+}
+
+# Connections inherited by a forked child: closing one there could take the parent's locks and log away.
+_abandoned: list[sqlite3.Connection] = []
+
+
+def _check_table(stash: object, attribute: object, table: object) -> None:
+    if not (isinstance(table, str) and table.isascii() and table.isidentifier() and len(table) <= 48):
+        raise InvalidArgumentError(
+            f"table must be ASCII letters, digits and underscores, at most 48 and no digit in front, not {table!r}"
+        )
+
+
+def _after_prefix(prefix: str) -> str | None:
+    """Return the first string, in code-point order, after all that start with the prefix."""
+    stem = prefix.rstrip("\U0010ffff")
+    if not stem:
+        return None
+    following = ord(stem[-1]) + 1
+    return stem[:-1] + chr(0xE000 if following == 0xD800 else following)
+
+
+@define(slots=False, eq=False)
+class SqliteStash(CloseableStash[V]):
+    """Keeps values in a table of an SQLite database: the embedded default for many small values.
+
+    The database is in write-ahead mode, so that readers and a writer don't wait for each other.
+
+    Parameters
+    ----------
+    path :
+        The file of the database.  A relative one is taken from the working directory at construction.
+    table :
+        The table; each table is a stash of its own.
+    codec :
+        Turns values into bytes and back.
+    durability :
+        ``"rename"``: the database is always whole, and the last values may be lost in a power cut
+        (``synchronous=NORMAL``); ``"fsync"``: a value is on the disk when ``dump`` returns (``FULL``).
+    timeout :
+        The most seconds to wait for other writers.
+
+    Raises
+    ------
+    CorruptValueError
+        By any operation: the database or the value is damaged.
+    StorageError
+        SQLite or the operating system refused; what was there is untouched.
+
+    Notes
+    -----
+    *Concurrency*: each operation is atomic among threads and processes of one host, on a local file system;
+    threads take turns.  ``dump_many`` and ``delete_many`` are atomic by the thousand.  Keys come in code-point
+    order.
+    *Durability*: a killed process harms nothing; for a power cut see ``durability``.
+    *Trust*: that of the codec, for everybody who may write to the file.
+
+    Examples
+    --------
+    >>> with SqliteStash("features.db") as stash:
+    ...     stash.dump_many({"b": 2, "a": 1})
+    ...     list(stash.scan(limit=1)), stash.update("a", lambda n: n + 1)
+    (['a'], 2)
+    """
+
+    shared = True
+    durable = True
+    ordered = True
+
+    path: Path = field(converter=as_path)
+    table: str = field(default="stash", kw_only=True, validator=_check_table)
+    codec: Codec = field(factory=PickleCodec, kw_only=True)
+    durability: Durability = field(default="rename", kw_only=True, converter=check_durability)
+    timeout: float = field(default=60.0, kw_only=True)
+    _file: str = field(init=False, repr=False)
+    _locks: KeyLocks = field(init=False, repr=False)
+    _lock: threading.RLock = field(init=False, repr=False, factory=threading.RLock)
+    _db: sqlite3.Connection | None = field(init=False, repr=False, default=None)
+    _pid: int = field(init=False, repr=False, default=0)
+
+    def __attrs_post_init__(self) -> None:
+        self._file = os.path.abspath(self.path)
+        self._locks = KeyLocks.beside(self._file)
+
+    # the connection
+
+    def _connection(self) -> sqlite3.Connection:
+        pid = os.getpid()
+        if self._db is not None and self._pid == pid:
+            return self._db
+        if self._db is not None:
+            _abandoned.append(self._db)
+            # The inherited lock may be held by a thread that does not exist here.
+            self._db, self._lock = None, threading.RLock()
+        with self._lock:
+            if self._db is None:
+                db = self._open()
+                self._pid = pid
+                self._db = db
+            return self._db
+
+    def _open(self) -> sqlite3.Connection:
+        make_directory(os.path.dirname(self._file))
+        try:
+            # The log and the index beside it get the mode of the database.
+            os.close(os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        except OSError as err:
+            raise storage_error(err, "can not open the database", self._file) from err
+        db = sqlite3.connect(
+            self._file, timeout=self.timeout, isolation_level=None, check_same_thread=False, cached_statements=64
+        )
+        end = time.monotonic() + self.timeout
+        while True:
+            try:
+                self._prepare(db)
+            except sqlite3.Error as err:
+                # Two that turn a new database to write-ahead mode at once are refused without waiting.
+                if getattr(err, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY and time.monotonic() < end:
+                    time.sleep(0.01)
+                    continue
+                db.close()
+                raise self._translate(err) from err
+            return db
+
+    def _prepare(self, db: sqlite3.Connection) -> None:
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute(f"PRAGMA synchronous={'FULL' if self.durability == 'fsync' else 'NORMAL'}")
+        db.execute("PRAGMA mmap_size=268435456")
+        db.execute("PRAGMA cache_size=-32768")
+        db.execute("PRAGMA wal_autocheckpoint=4000")
+        db.execute(
+            f'CREATE TABLE IF NOT EXISTS "{self.table}" '
+            f"(key TEXT PRIMARY KEY NOT NULL, value BLOB NOT NULL) WITHOUT ROWID"
+        )
+
+    def _translate(self, err: sqlite3.Error) -> ZPersistError:
+        code = getattr(err, "sqlite_errorcode", 0) & 0xFF
+        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            return CorruptValueError(f"{self._file} is damaged, or no SQLite database: {err}; restore it from a copy")
+        return StorageError(_ERRNO.get(code, errno.EIO), f"SQLite refused: {err}", self._file)
+
+    def _run(self, sql: str, values: Sequence[object] = ()) -> tuple[list[Any], int]:
+        db = self._connection()
+        with self._lock:
+            try:
+                cursor = db.execute(sql.replace("$table", f'"{self.table}"'), values)
+                return cursor.fetchall(), cursor.rowcount
+            except sqlite3.Error as err:
+                raise self._translate(err) from err
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        db = self._connection()
+        with self._lock:
+            try:
+                db.execute("BEGIN IMMEDIATE")
+                try:
+                    yield db
+                    db.execute("COMMIT")
+                except BaseException:
+                    if db.in_transaction:
+                        db.execute("ROLLBACK")
+                    raise
+            except sqlite3.Error as err:
+                raise self._translate(err) from err
+
+    def close(self) -> None:
+        """Close the connection; the next use opens it again."""
+        with self._lock:
+            if self._db is not None and self._pid == os.getpid():
+                self._db.close()
+            self._db = None
+
+    def __getstate__(self) -> dict[str, object]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("_db", "_lock", "_pid")}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state, _db=None, _pid=0, _lock=threading.RLock())
+
+    # values
+
+    def _encode(self, inst: V) -> bytes:
+        (data,) = pack(self.codec, inst, out_of_band=False)
+        return bytes(data)
+
+    def _decode(self, name: str, data: bytes) -> V:
+        return unpack(data, self.codec, f"{name!r} in {self._file}")[0]  # type: ignore[no-any-return]
+
+    def _fetch(self, name: str) -> V | Missing:
+        rows, _ = self._run("SELECT value FROM $table WHERE key=?", (check_str_key(name),))
+        return self._decode(name, rows[0][0]) if rows else MISSING
+
+    def dump(self, name: str, inst: V) -> None:
+        """Keep a value under a key."""
+        self._run(
+            "INSERT INTO $table VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value=excluded.value",
+            (check_str_key(name), self._encode(inst)),
+        )
+
+    def delete(self, name: str) -> bool:
+        """Remove a key, and return whether it was there."""
+        return self._run("DELETE FROM $table WHERE key=?", (check_str_key(name),))[1] > 0
+
+    def exists(self, name: str) -> bool:
+        """Return whether a key is there."""
+        return bool(self._run("SELECT 1 FROM $table WHERE key=?", (check_str_key(name),))[0])
+
+    def add(self, name: str, inst: V) -> bool:
+        """Keep a value only if there is none."""
+        row = (check_str_key(name), self._encode(inst))
+        return self._run("INSERT INTO $table VALUES (?, ?) ON CONFLICT (key) DO NOTHING", row)[1] > 0
+
+    def update(self, name: str, fn: Callable[[Any], V], default: Any = None) -> V:
+        """Replace a value by what a function makes of it, in one transaction."""
+        with self._transaction():
+            value = self._fetch(name)
+            value = fn(default if value is MISSING else value)
+            self.dump(name, value)
+            return value
+
+    # many at once
+
+    def keys(self) -> Iterator[str]:
+        """Iterate over the keys in code-point order, a thousand at a time."""
+        return self.scan()
+
+    def scan(
+        self, prefix: str = "", *, after: str | None = None, reverse: bool = False, limit: int | None = None
+    ) -> Iterator[str]:
+        """Iterate over keys in code-point order; see :meth:`Stash.scan`."""
+        check_limit(limit)
+        names = (row[0] for row in self._rows("key", prefix, after, reverse))
+        return names if limit is None else islice(names, limit)
+
+    def items(self) -> Iterator[tuple[str, V]]:
+        """Iterate over keys with their values in code-point order."""
+        return ((key, self._decode(key, data)) for key, data in self._rows("key, value", "", None, False))
+
+    def _rows(self, columns: str, prefix: str, after: str | None, reverse: bool) -> Iterator[Any]:
+        low, op = prefix, ">="
+        high = _after_prefix(prefix)
+        if after is not None and reverse:
+            high = after if high is None else min(after, high)
+        elif after is not None and after >= prefix:
+            low, op = after, ">"
+        # By pages, so that no cursor stays open while others write.
+        while True:
+            bound, values = ("", [low]) if high is None else (" AND key < ?", [low, high])
+            rows, _ = self._run(
+                f"SELECT {columns} FROM $table WHERE key {op} ?{bound} "  # noqa: S608 - no part of it is a user's
+                f"ORDER BY key{' DESC' if reverse else ''} LIMIT {_BATCH}",
+                values,
+            )
+            yield from rows
+            if len(rows) < _BATCH:
+                return
+            if reverse:
+                high = rows[-1][0]
+            else:
+                low, op = rows[-1][0], ">"
+
+    def dump_many(self, items: Mapping[str, V] | Iterable[tuple[str, V]]) -> None:
+        """Keep many values, a thousand in one transaction."""
+        sql = "INSERT INTO $table VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value=excluded.value"
+        rows = ((check_str_key(name), self._encode(inst)) for name, inst in pairs_of(items))
+        for batch in chunks(rows, _BATCH):
+            self._run_many(sql, batch)
+
+    def load_many(self, names: Iterable[str]) -> dict[str, V]:
+        """Return the values of those keys that are there."""
+        found: dict[str, V] = {}
+        for batch in chunks(map(check_str_key, names), _BATCH):
+            marks = ", ".join("?" * len(batch))
+            rows, _ = self._run(f"SELECT key, value FROM $table WHERE key IN ({marks})", batch)  # noqa: S608
+            found.update((key, self._decode(key, data)) for key, data in rows)
+        return found
+
+    def delete_many(self, names: Iterable[str]) -> int:
+        """Remove many keys, a thousand in one transaction, and return how many were there."""
+        rows = ((check_str_key(name),) for name in names)
+        return sum(self._run_many("DELETE FROM $table WHERE key=?", batch) for batch in chunks(rows, _BATCH))
+
+    def _run_many(self, sql: str, rows: list[Any]) -> int:
+        with self._transaction() as db:
+            return db.executemany(sql.replace("$table", f'"{self.table}"'), rows).rowcount
+
+    def clear(self) -> None:
+        """Delete everything, in one transaction."""
+        self._run("DELETE FROM $table")
+        beside, _ = self._run(
+            "SELECT name FROM sqlite_master WHERE type='table' AND substr(name, 1, ?)=?",
+            (len(self._beside("")), self._beside("")),
+        )
+        for (table,) in beside:
+            self._run(f'DROP TABLE "{table}"')
+
+    def __len__(self) -> int:
+        return int(self._run("SELECT count(*) FROM $table")[0][0][0])
+
+    def __bool__(self) -> bool:
+        return bool(self._run("SELECT 1 FROM $table LIMIT 1")[0])
+
+    def _flight(self, name: str) -> AbstractContextManager[None]:
+        return self._locks.hold(f"{self.table}:{check_str_key(name)}")
+
+    def _beside(self, purpose: str) -> str:
+        return f"{self.table}__{purpose}"
+
+    def _companion(self, purpose: str) -> Stash[Any]:
+        return SqliteStash(self._file, table=self._beside(purpose), durability=self.durability, timeout=self.timeout)

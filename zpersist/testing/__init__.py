@@ -1,0 +1,1 @@
+"""What people who write a stash test it with."""

@@ -1,0 +1,180 @@
+"""Where the works of an owner live: on the instance, in one of its slots, on the class, or beside it.
+
+An owner has its works in its ``__dict__``, or in a slot of the work's name.  One that has neither (a slotted
+class) has them in a table beside it, which forgets them when the owner dies.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import weakref
+from types import MemberDescriptorType
+from typing import TYPE_CHECKING, Any, Protocol
+
+from zpersist.errors import OwnerError, WorkNameError
+
+if TYPE_CHECKING:
+    from zpersist.work.work import PersistedWork
+
+__all__ = ["WorkAttribute", "class_registry", "find_work", "keep_work", "own_attribute", "reference_to"]
+
+_REGISTRY = "__zpersist_registry__"
+
+
+class _Reference(Protocol):
+    def __call__(self) -> Any: ...
+
+
+class _StrongReference:
+    """Stands in for a weak reference to what can't be weakly referenced."""
+
+    __slots__ = ("owner",)
+
+    def __init__(self, owner: object) -> None:
+        self.owner = owner
+
+    def __call__(self) -> Any:
+        return self.owner
+
+
+def reference_to(owner: object) -> _Reference:
+    """Return a function that returns the owner, or ``None`` once it is dead; weak if that is possible."""
+    try:
+        return weakref.ref(owner)
+    except TypeError:
+        entry = _beside.find(owner)
+        return _StrongReference(owner) if entry is None else entry[0]
+
+
+class _Beside:
+    """The works of owners that have no room for them."""
+
+    def __init__(self) -> None:
+        self._guard = threading.RLock()
+        self._entries: dict[int, tuple[_Reference, dict[str, Any]]] = {}
+        self._sweep_at = 64
+
+    def find(self, owner: object) -> tuple[_Reference, dict[str, Any]] | None:
+        entry = self._entries.get(id(owner))
+        return entry if entry is not None and entry[0]() is owner else None
+
+    def works(self, owner: object) -> dict[str, Any]:
+        with self._guard:
+            entry = self.find(owner)
+            if entry is None:
+                key = id(owner)
+                try:
+                    reference: _Reference = weakref.ref(owner, lambda _: self._entries.pop(key, None))
+                except TypeError:
+                    self._sweep()
+                    reference = _StrongReference(owner)
+                entry = self._entries[key] = reference, {}
+            return entry[1]
+
+    def _sweep(self) -> None:
+        # Owners that can't be weakly referenced are held here; those held by nobody else are dead.
+        if len(self._entries) < self._sweep_at:
+            return
+        for key, (reference, _) in tuple(self._entries.items()):
+            if isinstance(reference, _StrongReference) and sys.getrefcount(reference.owner) <= 2:
+                del self._entries[key]
+        self._sweep_at = max(64, 2 * len(self._entries))
+
+
+_beside = _Beside()
+
+
+def class_registry(cls: type) -> dict[Any, Any]:
+    """Return what is kept on a class itself, not on its bases or subclasses."""
+    registry = cls.__dict__.get(_REGISTRY)
+    if registry is None:
+        try:
+            setattr(cls, _REGISTRY, {})
+        except (AttributeError, TypeError) as err:
+            raise OwnerError(f"nothing can be kept on the class {cls.__qualname__}: {err}") from err
+        registry = cls.__dict__[_REGISTRY]
+    found: dict[Any, Any] = registry
+    return found
+
+
+def _room(owner: object, name: str) -> dict[str, Any] | MemberDescriptorType:
+    if isinstance(owner, type):
+        works: dict[str, Any] = class_registry(owner).setdefault("works", {})
+        return works
+    slot = getattr(type(owner), name, None)
+    if isinstance(slot, MemberDescriptorType):
+        return slot
+    attributes = getattr(owner, "__dict__", None)
+    if isinstance(attributes, dict):
+        return attributes
+    if type(owner).__module__ == "builtins":
+        raise OwnerError(
+            f"no work can live on {owner!r}, a {type(owner).__name__}; if the method is a static one, "
+            f"put @persisted above @staticmethod"
+        )
+    return _beside.works(owner)
+
+
+def find_work(owner: object, name: str, kind: type[PersistedWork[Any]]) -> PersistedWork[Any] | None:
+    """Return the work an owner has under a name, made its own if the owner is a copy of the one it was made for."""
+    room = _room(owner, name)
+    if isinstance(room, dict):
+        work = room.get(name)
+    else:
+        work = room.__get__(owner, type(owner)) if hasattr(owner, name) else None
+    if work is None:
+        return None
+    if not isinstance(work, kind):
+        raise WorkNameError(
+            f"{type(owner).__qualname__}.{name} is no work but {work!r}; give the work another name in @persisted(name)"
+        )
+    own = work._owned_by(owner)
+    if own is not work:
+        keep_work(owner, name, own)
+    return own
+
+
+def keep_work(owner: object, name: str, work: PersistedWork[Any]) -> None:
+    """Keep a work on its owner under a name, past ``__setattr__`` of frozen classes."""
+    room = _room(owner, name)
+    if isinstance(room, dict):
+        room[name] = work
+    else:
+        room.__set__(owner, work)
+
+
+class WorkAttribute:
+    """Gives each instance its own work, also after ``copy.copy`` has copied a reference to another one's."""
+
+    def __init__(self, name: str, kind: type[PersistedWork[Any]]) -> None:
+        self._name = name
+        self._kind = kind
+
+    def __get__(self, owner: Any, cls: type | None = None) -> Any:
+        if owner is None:
+            return self
+        value = owner.__dict__.get(self._name, self)
+        if value is self:
+            raise AttributeError(f"{type(owner).__name__!r} object has no attribute {self._name!r}")
+        return find_work(owner, self._name, self._kind) if isinstance(value, self._kind) else value
+
+    def __set__(self, owner: Any, value: object) -> None:
+        owner.__dict__[self._name] = value
+
+    def __delete__(self, owner: Any) -> None:
+        try:
+            del owner.__dict__[self._name]
+        except KeyError:
+            raise AttributeError(self._name) from None
+
+
+def own_attribute(cls: type, name: str, kind: type[PersistedWork[Any]]) -> None:
+    """Make a class hand out each instance's own work, if the class has room for that."""
+    if hasattr(cls, name) or cls.__dictoffset__ == 0:
+        return
+    try:
+        setattr(cls, name, WorkAttribute(name, kind))
+    except (AttributeError, TypeError):
+        # A class that can't be changed: instances get their own work when the method is called.
+        return

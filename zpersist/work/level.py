@@ -1,0 +1,157 @@
+"""Where a work is kept beyond the process: in a file, or under a key of a stash."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Protocol
+
+from zpersist.codecs import Codec
+from zpersist.errors import CorruptValueError, StorageError
+from zpersist.files.atomic import Durability, make_directory, storage_error, sync_directory, write_file
+from zpersist.files.envelope import pack, read_file
+from zpersist.files.locks import KeyLocks, LockHandle
+from zpersist.stash import MISSING, Stash
+
+__all__ = ["FileLevel", "Level", "StashLevel"]
+
+logger = logging.getLogger(__name__)
+
+
+class Level(Protocol):
+    """What a work asks of the place where it is kept."""
+
+    def load(self) -> Any:
+        """Return the value, or ``MISSING``."""
+
+    def check(self) -> None:
+        """Raise if nothing could be kept, before anything is computed."""
+
+    def dump(self, value: object) -> None:
+        """Keep a value."""
+
+    def clear(self) -> None:
+        """Delete the value, if there is one."""
+
+    def exists(self) -> bool:
+        """Return whether there is a value."""
+
+    def flight(self) -> AbstractContextManager[None]:
+        """Return the lock that is held by the one who computes."""
+
+    def try_flight(self) -> LockHandle | None:
+        """Take that lock if it is free."""
+
+
+class FileLevel:
+    """A value in a file."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        codec: Codec,
+        mkdir: bool,
+        recover: bool,
+        version: str,
+        durability: Durability,
+        mmap: bool,
+    ) -> None:
+        self.path = os.path.abspath(path)
+        self._codec = codec
+        self._mkdir = mkdir
+        self._recover = recover
+        self._version = version
+        self._durability = durability
+        self._mmap = mmap
+        self._folder = os.path.dirname(self.path)
+        self._locks = KeyLocks.beside(self.path)
+
+    def load(self) -> Any:
+        try:
+            value, version = read_file(self.path, self._codec, mapped=self._mmap)
+        except FileNotFoundError:
+            return MISSING
+        except CorruptValueError as err:
+            if not self._recover:
+                raise CorruptValueError(f"{err}; with recover_empty=True it is computed again") from err
+            logger.warning("%s; it is computed again", err)
+            return MISSING
+        if version != self._version:
+            logger.info("%s is of version %r, %r is wanted: it is computed again", self.path, version, self._version)
+            return MISSING
+        return value
+
+    def check(self) -> None:
+        if self._mkdir:
+            make_directory(self._folder)
+        elif not os.path.isdir(self._folder):
+            raise StorageError(
+                errno.ENOENT, "the directory of the work's file is missing; make it, or use mkdir=True", self._folder
+            )
+        elif not os.access(self._folder, os.W_OK | os.X_OK):
+            raise StorageError(errno.EACCES, "the directory of the work's file can't be written to", self._folder)
+
+    def dump(self, value: object) -> None:
+        self.check()
+        write_file(self.path, pack(self._codec, value, tag=self._version), durability=self._durability)
+
+    def clear(self) -> None:
+        try:
+            os.unlink(self.path)
+        except FileNotFoundError:
+            return
+        except OSError as err:
+            raise storage_error(err, "can not delete", self.path) from err
+        if self._durability == "fsync":
+            sync_directory(self._folder)
+
+    def exists(self) -> bool:
+        return os.path.isfile(self.path)
+
+    def flight(self) -> AbstractContextManager[None]:
+        return self._locks.hold("work")
+
+    def try_flight(self) -> LockHandle | None:
+        try:
+            return self._locks.acquire("work", timeout=0)
+        except TimeoutError:
+            return None
+
+
+class _NoLock:
+    def release(self) -> None:
+        """Do nothing: there is nothing to release."""
+
+
+class StashLevel:
+    """A value under a key of a stash."""
+
+    def __init__(self, stash: Stash[Any], key: str, version: str) -> None:
+        self._stash = stash
+        self._key = f"{key}@{version}" if version else key
+
+    def load(self) -> Any:
+        return self._stash._fetch(self._key)
+
+    def check(self) -> None:
+        """Nothing can be known before."""
+
+    def dump(self, value: object) -> None:
+        self._stash.dump(self._key, value)
+
+    def clear(self) -> None:
+        self._stash.delete(self._key)
+
+    def exists(self) -> bool:
+        return self._stash.exists(self._key)
+
+    def flight(self) -> AbstractContextManager[None]:
+        return self._stash._flight(self._key)
+
+    def try_flight(self) -> LockHandle | None:
+        # A stash's lock belongs to a thread; coroutines share one computation in their loop only.
+        return _NoLock()

@@ -1,0 +1,1 @@
+"""Wrappers: each is a stash that stands on a stash."""

@@ -1,0 +1,171 @@
+"""A stash that stands on another one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from typing import Any, ClassVar, TypeVar
+
+from attrs import define, field
+
+from zpersist.errors import InvalidDelegateError
+from zpersist.stash import CloseableStash, Missing, ReadOnlyStash, Stash
+from zpersist.stores.noop import NoopStash
+
+__all__ = ["DelegateDefaults", "DelegateStash", "ReadOnlyDelegateStash", "check_stash"]
+
+V = TypeVar("V")
+
+
+class DelegateDefaults:
+    """How delegates are checked, for all stashes of the process."""
+
+    #: Refuse a delegate that is no :class:`~zpersist.Stash`.
+    CLASS_CHECK: ClassVar[bool] = True
+
+
+def check_stash(owner: object, attribute: Any, stash: object) -> None:
+    """Raise unless ``stash`` is one (a validator for attrs)."""
+    if DelegateDefaults.CLASS_CHECK and not isinstance(stash, Stash):
+        hint = "give an instance of it" if isinstance(stash, type) else "wrap a mapping in DictionaryStash(mapping)"
+        raise InvalidDelegateError(f"{attribute.name} of {type(owner).__name__} must be a stash, not {stash!r}; {hint}")
+
+
+@define(slots=False, eq=False)
+class DelegateStash(CloseableStash[V]):
+    """Passes everything on to its delegate; the base of all wrappers.
+
+    A wrapper of your own overrides primitives (``load``, ``dump``, ``delete``, ``exists``, ``keys``), and what is
+    derived from them follows; what it does not touch keeps the speed of the delegate.
+
+    Parameters
+    ----------
+    delegate :
+        The stash this one stands on; default: one that keeps nothing.
+
+    Notes
+    -----
+    *Concurrency*, *Durability*, *Trust*: those of the delegate.
+
+    Examples
+    --------
+    >>> class Upper(DelegateStash):
+    ...     def dump(self, name, inst):
+    ...         super().dump(name, inst.upper())
+    >>> stash = Upper(DictionaryStash())
+    >>> stash.dump_many({"a": "x"})
+    >>> stash["a"]
+    'X'
+    """
+
+    delegate: Stash[V] = field(factory=NoopStash, validator=check_stash)
+
+    @property
+    def shared(self) -> bool:  # type: ignore[override]
+        """Whether other processes see what is dumped here: as the delegate says."""
+        return self.delegate.shared
+
+    @property
+    def ordered(self) -> bool:  # type: ignore[override]
+        """Whether keys come in code-point order: as the delegate says."""
+        return self.delegate.ordered
+
+    @property
+    def durable(self) -> bool:  # type: ignore[override]
+        """Whether what is dumped here outlives the process: as the delegate says."""
+        return self.delegate.durable
+
+    def _fetch(self, name: str) -> V | Missing:
+        return self.delegate._fetch(name)
+
+    def dump(self, name: str, inst: V) -> None:
+        """Keep a value in the delegate."""
+        self.delegate.dump(name, inst)
+
+    def delete(self, name: str) -> bool:
+        """Remove a key from the delegate, and return whether it was there."""
+        return self.delegate.delete(name)
+
+    def exists(self, name: str) -> bool:
+        """Return whether the delegate has a key."""
+        return self.delegate.exists(name)
+
+    def keys(self) -> Iterable[str]:
+        """Return the delegate's keys."""
+        return self.delegate.keys()
+
+    def add(self, name: str, inst: V) -> bool:
+        """Keep a value in the delegate only if there is none."""
+        return self.delegate.add(name, inst)
+
+    def update(self, name: str, fn: Callable[[Any], V], default: Any = None) -> V:
+        """Replace a value in the delegate by what a function makes of it."""
+        return self.delegate.update(name, fn, default)
+
+    def values(self) -> Iterable[V]:
+        """Iterate over the delegate's values."""
+        return self.delegate.values()
+
+    def items(self) -> Iterable[tuple[str, V]]:
+        """Iterate over the delegate's keys with their values."""
+        return self.delegate.items()
+
+    def clear(self) -> None:
+        """Delete everything in the delegate."""
+        self.delegate.clear()
+
+    def load_many(self, names: Iterable[str]) -> dict[str, V]:
+        """Return the values of those keys that the delegate has."""
+        return self.delegate.load_many(names)
+
+    def dump_many(self, items: Mapping[str, V] | Iterable[tuple[str, V]]) -> None:
+        """Keep many values in the delegate."""
+        self.delegate.dump_many(items)
+
+    def delete_many(self, names: Iterable[str]) -> int:
+        """Remove many keys from the delegate."""
+        return self.delegate.delete_many(names)
+
+    def scan(
+        self, prefix: str = "", *, after: str | None = None, reverse: bool = False, limit: int | None = None
+    ) -> Iterator[str]:
+        """Iterate over the delegate's keys in code-point order."""
+        return self.delegate.scan(prefix, after=after, reverse=reverse, limit=limit)
+
+    def close(self) -> None:
+        """Close the delegate."""
+        self.delegate.close()
+
+    def __len__(self) -> int:
+        return len(self.delegate)
+
+    def __bool__(self) -> bool:
+        return bool(self.delegate)
+
+    def _flight(self, name: str) -> AbstractContextManager[None]:
+        return self.delegate._flight(name)
+
+    def _companion(self, purpose: str) -> Stash[Any]:
+        return self.delegate._companion(purpose)
+
+
+@define(slots=False, eq=False)
+class ReadOnlyDelegateStash(ReadOnlyStash[V], DelegateStash[V]):
+    """Passes reads on to its delegate, and ignores writes (or raises, if ``strict``).
+
+    Parameters
+    ----------
+    delegate :
+        The stash this one stands on.
+
+    Notes
+    -----
+    *Concurrency*, *Durability*, *Trust*: those of the delegate.
+
+    Examples
+    --------
+    >>> stash = ReadOnlyDelegateStash(DictionaryStash({"a": 1}))
+    >>> stash.dump("a", 2)
+    >>> stash["a"]
+    1
+    """

@@ -1,0 +1,178 @@
+"""Stashes that do something once before they are read, and those that know whether they have data."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+from attrs import define, field
+
+from zpersist.errors import UnsupportedOperationError
+from zpersist.stash import Missing, Stash
+from zpersist.stores.memory import DictionaryStash
+from zpersist.wrappers.delegate import DelegateStash
+
+__all__ = ["Completion", "PreemptiveStash", "PrimablePreemptiveStash", "Primeable", "PrimeableStash"]
+
+V = TypeVar("V")
+
+
+class Primeable(ABC):
+    """Something that can be made ready before it is used."""
+
+    @abstractmethod
+    def prime(self) -> None:
+        """Make ready; doing it again does nothing."""
+
+
+class PrimeableStash(Stash[V], Primeable):
+    """A stash that is primed before it is read; to be mixed in before a stash that has the data.
+
+    Every read (``load``, ``get``, ``[]``, ``in``, ``len``, ``keys``, …) primes first.
+
+    Examples
+    --------
+    >>> class Greeting(PrimeableStash, DelegateStash):
+    ...     def prime(self):
+    ...         super().prime()
+    ...         self.delegate.dump("hello", "world")
+    >>> "hello" in Greeting(DictionaryStash())
+    True
+    """
+
+    def prime(self) -> None:
+        """Prime the delegate, if it can be."""
+        delegate = getattr(self, "delegate", None)
+        if isinstance(delegate, Primeable):
+            delegate.prime()
+
+    def _fetch(self, name: str) -> V | Missing:
+        self.prime()
+        return super()._fetch(name)
+
+    def exists(self, name: str) -> bool:
+        """Prime, and return whether a key is there."""
+        self.prime()
+        return super().exists(name)
+
+    def keys(self) -> Iterable[str]:
+        """Prime, and return the keys."""
+        self.prime()
+        return super().keys()  # type: ignore[safe-super]
+
+    def __len__(self) -> int:
+        self.prime()
+        return super().__len__()
+
+    def __bool__(self) -> bool:
+        self.prime()
+        return super().__bool__()
+
+    def add(self, name: str, inst: V) -> bool:
+        """Prime, and keep a value only if there is none."""
+        self.prime()
+        return super().add(name, inst)
+
+    def update(self, name: str, fn: Any, default: Any = None) -> V:
+        """Prime, and replace a value by what a function makes of it."""
+        self.prime()
+        return super().update(name, fn, default)
+
+    def items(self) -> Iterable[tuple[str, V]]:
+        """Prime, and iterate over keys with their values."""
+        self.prime()
+        return super().items()
+
+    def values(self) -> Iterable[V]:
+        """Prime, and iterate over the values."""
+        self.prime()
+        return super().values()
+
+    def load_many(self, names: Iterable[str]) -> dict[str, V]:
+        """Prime, and return the values of those keys that are there."""
+        self.prime()
+        return super().load_many(names)
+
+
+@define(slots=False, eq=False)
+class PreemptiveStash(DelegateStash[V]):
+    """Knows whether there is any data yet.
+
+    Parameters
+    ----------
+    delegate :
+        The stash this one stands on.
+
+    Notes
+    -----
+    *Concurrency*, *Durability*, *Trust*: those of the delegate.  Once there was data, ``has_data`` stays true
+    until ``clear()``.
+
+    Examples
+    --------
+    >>> stash = PreemptiveStash(DictionaryStash())
+    >>> stash.has_data
+    False
+    """
+
+    _has_data: bool | None = field(init=False, repr=False, default=None)
+
+    @property
+    def has_data(self) -> bool:
+        """Whether the delegate has data."""
+        if not self._has_data:
+            self._has_data = self._calculate_has_data()
+        return self._has_data
+
+    def _calculate_has_data(self) -> bool:
+        return bool(self.delegate)
+
+    def _reset_has_data(self) -> None:
+        self._has_data = None
+
+    def _set_has_data(self, has_data: bool = True) -> None:
+        self._has_data = has_data
+
+    def clear(self) -> None:
+        """Delete everything in the delegate."""
+        super().clear()
+        self._reset_has_data()
+
+
+class PrimablePreemptiveStash(PrimeableStash[V], PreemptiveStash[V]):
+    """A stash that is primed before it is read, and knows whether it has data."""
+
+
+class Completion:
+    """Remembers, beside the data, whether filling a stash was begun and whether it was finished.
+
+    Data of which nothing is known is taken as finished: somebody put it there in another way.
+
+    Parameters
+    ----------
+    stash :
+        The stash that is filled.  If it has no place for bookkeeping, the memory lasts as long as the process.
+    """
+
+    def __init__(self, stash: Stash[Any]) -> None:
+        self._stash = stash
+        try:
+            self.journal = stash._companion("journal")
+        except UnsupportedOperationError:
+            self.journal = DictionaryStash()
+
+    @property
+    def finished(self) -> bool:
+        """Whether all data is there."""
+        return bool(self._stash) and self.journal.get("state", "finished") == "finished"
+
+    def begin(self) -> None:
+        """Say that there may be some data, and not all of it."""
+        if not self._stash:
+            self.journal.clear()
+        self.journal.dump("state", "begun")
+
+    def finish(self) -> None:
+        """Say that all data is there."""
+        self.journal.dump("state", "finished")
