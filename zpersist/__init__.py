@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from zpersist.chunks import chunks as chunks
+    from zpersist.chunking import chunks as chunks
     from zpersist.codecs.base import Codec as Codec
     from zpersist.codecs.dill import DillCodec as DillCodec
     from zpersist.codecs.pickle import PickleCodec as PickleCodec
@@ -265,7 +265,7 @@ __all__ = [
 
 # Where each name lives; held against the imports above by a test.
 _HOMES = {
-    "chunks": "chunks",
+    "chunking": "chunks",
     "codecs.base": "Codec",
     "codecs.dill": "DillCodec",
     "codecs.pickle": "PickleCodec",

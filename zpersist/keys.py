@@ -41,6 +41,9 @@ _SAFE_FOLDED = _safe("")
 _PLAIN_EXACT = re.compile(r"[A-Z0-9a-z_!#$&'()+,;=@\[\]^{}~`\-]")
 _PLAIN_FOLDED = re.compile(rf"[{_EDGE}]")
 _INNER = re.compile(r"[ .]")
+
+#: A pattern of names that are surely their own keys, told faster than by from_file_name().
+SURELY_PLAIN = rf"[{'' if _FOLDS_CASE else 'A-Z'}a-z0-9_\-]{{5,{MAX_NAME}}}"
 _ESCAPES = re.compile(r"(?:%[0-9A-F]{2})+")
 
 

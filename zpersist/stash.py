@@ -18,7 +18,7 @@ from enum import Enum
 from types import TracebackType
 from typing import Any, Final, Generic, Literal, Self, TypeVar
 
-from zpersist.chunks import chunks
+from zpersist.chunking import chunks
 from zpersist.errors import InvalidArgumentError, MissingKeyError, ReadOnlyError, UnsupportedOperationError
 
 __all__ = ["MISSING", "CloseableStash", "Missing", "ReadOnlyStash", "Stash", "pairs_of"]

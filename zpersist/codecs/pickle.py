@@ -64,7 +64,12 @@ class PickleCodec(Codec):
 
     def loads(self, data: bytes | bytearray | memoryview) -> Any:
         """Return the value of a pickle."""
-        return self.load_parts(data, ())
+        try:
+            return pickle.loads(data)
+        except MemoryError:
+            raise
+        except Exception as err:
+            raise _decode_error(err) from err
 
     def load_parts(self, body: bytes | bytearray | memoryview, buffers: Iterable[memoryview]) -> Any:
         """Return the value of a pickle whose large buffers are given."""

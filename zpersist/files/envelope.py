@@ -28,7 +28,7 @@ from zpersist.errors import CodecMismatchError, CorruptValueError, FormatVersion
 from zpersist.files.atomic import Buffer, storage_error
 from zpersist.files.mapping import map_file
 
-__all__ = ["ALIGNMENT", "FORMAT_VERSION", "Frame", "open_frame", "pack", "parse", "read_file", "read_open", "unpack"]
+__all__ = ["ALIGNMENT", "FORMAT_VERSION", "Frame", "open_frame", "pack", "parse", "read_file", "read_open", "unpack", "unpack_plain"]
 
 FORMAT_VERSION = 1
 ALIGNMENT = 64
@@ -84,12 +84,17 @@ def pack(codec: Codec, value: object, *, tag: str = "", out_of_band: bool = True
     name = codec.id.encode("ascii")
     label = tag.encode("utf-8")
     if not buffers:
-        index = name + label
-        head = _HEAD.pack(
-            len(body), xxh3_64_intdigest(body), _NO_BUFFERS_HASH, 0, len(name), len(label), FORMAT_VERSION
-        )
-        return [b"".join((body, index, head, _TAIL.pack(xxh3_64_intdigest(index + head), _MAGIC)))]
+        return [body + _end_of_plain(body, name, label)]
     return _pack_buffers(body, buffers, name, label)
+
+
+def _end_of_plain(body: Buffer, name: bytes, label: bytes) -> bytes:
+    """Return what follows the body of a value without buffers."""
+    index = name + label
+    index += _HEAD.pack(
+        len(body), xxh3_64_intdigest(body), _NO_BUFFERS_HASH, 0, len(name), len(label), FORMAT_VERSION
+    )
+    return index + _TAIL.pack(xxh3_64_intdigest(index), _MAGIC)
 
 
 def _pack_buffers(body: bytes, buffers: Sequence[memoryview], name: bytes, label: bytes) -> list[Buffer]:
@@ -198,6 +203,20 @@ def _check_buffers(frame: Frame, buffers: Sequence[memoryview], where: str) -> N
         total.update(buffer)
     if total.intdigest() != frame.buffers_hash:
         raise CorruptValueError(_damage(where, "the checksum of its buffers is wrong"))
+
+
+def unpack_plain(data: bytes, codec: Codec, where: tuple[str, str]) -> Any:
+    """Return the value in an envelope in memory, made without a tag; all of it is checked.
+
+    ``where`` is a key and the place it lies in.
+    """
+    name = codec.id.encode()
+    cut = max(len(data) - _TRAILER_SIZE - len(name), 0)
+    body = data[:cut]
+    # An intact value without buffers ends as it would be written now; anything else is looked at closely.
+    if data[cut:] == _end_of_plain(body, name, b""):
+        return codec.loads(body)
+    return unpack(data, codec, f"{where[0]!r} in {where[1]}")[0]
 
 
 def unpack(data: Buffer, codec: Codec, where: str) -> tuple[Any, str]:

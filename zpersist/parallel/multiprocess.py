@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from attrs import define, field
 
-from zpersist.chunks import chunks
+from zpersist.chunking import chunks
 from zpersist.codecs import PickleCodec
 from zpersist.errors import InvalidArgumentError
 from zpersist.failure import Failure

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -24,7 +25,7 @@ from zpersist.files.atomic import (
 from zpersist.files.envelope import open_frame, pack, read_file, read_open
 from zpersist.files.locks import KeyLocks, directory_lock
 from zpersist.files.paths import as_path
-from zpersist.keys import check_str_key, from_file_name, is_digested, to_file_name
+from zpersist.keys import SURELY_PLAIN, check_str_key, from_file_name, is_digested, to_file_name
 from zpersist.stash import MISSING, Missing, Stash
 
 __all__ = ["DirectoryStash"]
@@ -168,8 +169,8 @@ class DirectoryStash(Stash[V]):
 
     def keys(self) -> Iterator[str]:
         """Iterate over the keys, in no order, reading the directory on the way."""
-        prefix, suffix = self._prefix, self._suffix
-        start, end = len(prefix), -len(suffix) or None
+        # Most names are told by one match; a method call for each would take twice the time.
+        plain = re.compile(f"{re.escape(self._prefix)}({SURELY_PLAIN}){re.escape(self._suffix)}").fullmatch
         try:
             entries = os.scandir(self._root)
         except FileNotFoundError:
@@ -178,13 +179,17 @@ class DirectoryStash(Stash[V]):
             raise storage_error(err, "can not list", self._root) from err
         with entries:
             for entry in entries:
-                name = entry.name
-                if not (name.startswith(prefix) and name.endswith(suffix)) or name[0] == ".":
-                    continue
-                stem = name[start:end]
-                key = self._key_in_file(name) if is_digested(stem) else from_file_name(stem)
+                match = plain(entry.name)
+                key = match[1] if match else self._unusual_key(entry.name)
                 if key is not None and entry.is_file():
                     yield key
+
+    def _unusual_key(self, file_name: str) -> str | None:
+        prefix, suffix = self._prefix, self._suffix
+        if file_name.startswith(".") or not (file_name.startswith(prefix) and file_name.endswith(suffix)):
+            return None
+        stem = file_name[len(prefix) : len(file_name) - len(suffix)]
+        return self._key_in_file(file_name) if is_digested(stem) else from_file_name(stem)
 
     def _key_in_file(self, file_name: str) -> str | None:
         path = f"{self._root}/{file_name}"

@@ -7,6 +7,7 @@ import os
 import sqlite3
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from itertools import islice
@@ -15,11 +16,11 @@ from typing import Any, TypeVar
 
 from attrs import define, field
 
-from zpersist.chunks import chunks
+from zpersist.chunking import chunks
 from zpersist.codecs import Codec, PickleCodec
 from zpersist.errors import CorruptValueError, InvalidArgumentError, StorageError, ZPersistError
 from zpersist.files.atomic import Durability, check_durability, make_directory, storage_error
-from zpersist.files.envelope import pack, unpack
+from zpersist.files.envelope import pack, unpack_plain
 from zpersist.files.locks import KeyLocks
 from zpersist.files.paths import as_path
 from zpersist.keys import check_str_key
@@ -44,6 +45,15 @@ _ERRNO = {
 
 # Connections inherited by a forked child: closing one there could take the parent's locks and log away.
 _abandoned: list[sqlite3.Connection] = []
+_open: weakref.WeakSet[SqliteStash[Any]] = weakref.WeakSet()
+
+
+def _abandon_in_child() -> None:
+    for stash in tuple(_open):
+        stash._abandon()
+
+
+os.register_at_fork(after_in_child=_abandon_in_child)
 
 
 def _check_table(stash: object, attribute: object, table: object) -> None:
@@ -118,28 +128,42 @@ class SqliteStash(CloseableStash[V]):
     _locks: KeyLocks = field(init=False, repr=False)
     _lock: threading.RLock = field(init=False, repr=False, factory=threading.RLock)
     _db: sqlite3.Connection | None = field(init=False, repr=False, default=None)
-    _pid: int = field(init=False, repr=False, default=0)
+    _execute: Callable[..., sqlite3.Cursor] = field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
+        self._execute = self._open_and_execute
         self._file = os.path.abspath(self.path)
         self._locks = KeyLocks.beside(self._file)
+        self._select = f'SELECT value FROM "{self.table}" WHERE key=?'  # noqa: S608 - the name was checked
+        self._probe = f'SELECT 1 FROM "{self.table}" WHERE key=?'  # noqa: S608
+        self._upsert = (
+            f'INSERT INTO "{self.table}" VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value=excluded.value'  # noqa: S608
+        )
 
     # the connection
 
     def _connection(self) -> sqlite3.Connection:
-        pid = os.getpid()
-        if self._db is not None and self._pid == pid:
-            return self._db
-        if self._db is not None:
-            _abandoned.append(self._db)
-            # The inherited lock may be held by a thread that does not exist here.
-            self._db, self._lock = None, threading.RLock()
         with self._lock:
             if self._db is None:
-                db = self._open()
-                self._pid = pid
-                self._db = db
+                self._db = self._open()
+                self._execute = self._db.execute
+                _open.add(self)
             return self._db
+
+    def _open_and_execute(self, sql: str, values: Sequence[object]) -> sqlite3.Cursor:
+        return self._connection().execute(sql, values)
+
+    def _abandon(self) -> None:
+        # The inherited lock may be held by a thread that does not exist in the child.
+        self._lock = threading.RLock()
+        if self._db is not None:
+            _abandoned.append(self._db)
+            self._forget()
+
+    def _forget(self) -> None:
+        self._db = None
+        self._execute = self._open_and_execute
+        _open.discard(self)
 
     def _open(self) -> sqlite3.Connection:
         make_directory(os.path.dirname(self._file))
@@ -181,6 +205,13 @@ class SqliteStash(CloseableStash[V]):
             return CorruptValueError(f"{self._file} is damaged, or no SQLite database: {err}; restore it from a copy")
         return StorageError(_ERRNO.get(code, errno.EIO), f"SQLite refused: {err}", self._file)
 
+    def _run_one(self, sql: str, values: tuple[object, ...]) -> Any:
+        try:
+            with self._lock:
+                return self._execute(sql, values).fetchone()
+        except sqlite3.Error as err:
+            raise self._translate(err) from err
+
     def _run(self, sql: str, values: Sequence[object] = ()) -> tuple[list[Any], int]:
         db = self._connection()
         with self._lock:
@@ -209,15 +240,15 @@ class SqliteStash(CloseableStash[V]):
     def close(self) -> None:
         """Close the connection; the next use opens it again."""
         with self._lock:
-            if self._db is not None and self._pid == os.getpid():
+            if self._db is not None:
                 self._db.close()
-            self._db = None
+                self._forget()
 
     def __getstate__(self) -> dict[str, object]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_db", "_lock", "_pid")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_db", "_execute", "_lock")}
 
     def __setstate__(self, state: dict[str, object]) -> None:
-        self.__dict__.update(state, _db=None, _pid=0, _lock=threading.RLock())
+        self.__dict__.update(state, _db=None, _lock=threading.RLock(), _execute=self._open_and_execute)
 
     # values
 
@@ -226,18 +257,15 @@ class SqliteStash(CloseableStash[V]):
         return bytes(data)
 
     def _decode(self, name: str, data: bytes) -> V:
-        return unpack(data, self.codec, f"{name!r} in {self._file}")[0]  # type: ignore[no-any-return]
+        return unpack_plain(data, self.codec, (name, self._file))  # type: ignore[no-any-return]
 
     def _fetch(self, name: str) -> V | Missing:
-        rows, _ = self._run("SELECT value FROM $table WHERE key=?", (check_str_key(name),))
-        return self._decode(name, rows[0][0]) if rows else MISSING
+        row = self._run_one(self._select, (check_str_key(name),))
+        return MISSING if row is None else self._decode(name, row[0])
 
     def dump(self, name: str, inst: V) -> None:
         """Keep a value under a key."""
-        self._run(
-            "INSERT INTO $table VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value=excluded.value",
-            (check_str_key(name), self._encode(inst)),
-        )
+        self._run_one(self._upsert, (check_str_key(name), self._encode(inst)))
 
     def delete(self, name: str) -> bool:
         """Remove a key, and return whether it was there."""
@@ -245,7 +273,7 @@ class SqliteStash(CloseableStash[V]):
 
     def exists(self, name: str) -> bool:
         """Return whether a key is there."""
-        return bool(self._run("SELECT 1 FROM $table WHERE key=?", (check_str_key(name),))[0])
+        return self._run_one(self._probe, (check_str_key(name),)) is not None
 
     def add(self, name: str, inst: V) -> bool:
         """Keep a value only if there is none."""
@@ -303,10 +331,9 @@ class SqliteStash(CloseableStash[V]):
 
     def dump_many(self, items: Mapping[str, V] | Iterable[tuple[str, V]]) -> None:
         """Keep many values, a thousand in one transaction."""
-        sql = "INSERT INTO $table VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value=excluded.value"
         rows = ((check_str_key(name), self._encode(inst)) for name, inst in pairs_of(items))
         for batch in chunks(rows, _BATCH):
-            self._run_many(sql, batch)
+            self._run_many(self._upsert, batch)
 
     def load_many(self, names: Iterable[str]) -> dict[str, V]:
         """Return the values of those keys that are there."""
