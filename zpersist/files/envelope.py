@@ -28,7 +28,18 @@ from zpersist.errors import CodecMismatchError, CorruptValueError, FormatVersion
 from zpersist.files.atomic import Buffer, storage_error
 from zpersist.files.mapping import map_file
 
-__all__ = ["ALIGNMENT", "FORMAT_VERSION", "Frame", "open_frame", "pack", "parse", "read_file", "read_open", "unpack", "unpack_plain"]
+__all__ = [
+    "ALIGNMENT",
+    "FORMAT_VERSION",
+    "Frame",
+    "open_frame",
+    "pack",
+    "parse",
+    "read_file",
+    "read_open",
+    "unpack",
+    "unpack_plain",
+]
 
 FORMAT_VERSION = 1
 ALIGNMENT = 64
@@ -91,9 +102,7 @@ def pack(codec: Codec, value: object, *, tag: str = "", out_of_band: bool = True
 def _end_of_plain(body: Buffer, name: bytes, label: bytes) -> bytes:
     """Return what follows the body of a value without buffers."""
     index = name + label
-    index += _HEAD.pack(
-        len(body), xxh3_64_intdigest(body), _NO_BUFFERS_HASH, 0, len(name), len(label), FORMAT_VERSION
-    )
+    index += _HEAD.pack(len(body), xxh3_64_intdigest(body), _NO_BUFFERS_HASH, 0, len(name), len(label), FORMAT_VERSION)
     return index + _TAIL.pack(xxh3_64_intdigest(index), _MAGIC)
 
 
@@ -211,10 +220,9 @@ def unpack_plain(data: bytes, codec: Codec, where: tuple[str, str]) -> Any:
     ``where`` is a key and the place it lies in.
     """
     name = codec.id.encode()
-    cut = max(len(data) - _TRAILER_SIZE - len(name), 0)
-    body = data[:cut]
+    body = data[: -_TRAILER_SIZE - len(name)]
     # An intact value without buffers ends as it would be written now; anything else is looked at closely.
-    if data[cut:] == _end_of_plain(body, name, b""):
+    if data.endswith(_end_of_plain(body, name, b"")):
         return codec.loads(body)
     return unpack(data, codec, f"{where[0]!r} in {where[1]}")[0]
 

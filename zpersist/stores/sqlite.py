@@ -136,9 +136,7 @@ class SqliteStash(CloseableStash[V]):
         self._locks = KeyLocks.beside(self._file)
         self._select = f'SELECT value FROM "{self.table}" WHERE key=?'  # noqa: S608 - the name was checked
         self._probe = f'SELECT 1 FROM "{self.table}" WHERE key=?'  # noqa: S608
-        self._upsert = (
-            f'INSERT INTO "{self.table}" VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value=excluded.value'  # noqa: S608
-        )
+        self._upsert = f'INSERT INTO "{self.table}" VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value=excluded.value'  # noqa: S608
 
     # the connection
 
@@ -192,12 +190,9 @@ class SqliteStash(CloseableStash[V]):
         db.execute("PRAGMA journal_mode=WAL")
         db.execute(f"PRAGMA synchronous={'FULL' if self.durability == 'fsync' else 'NORMAL'}")
         db.execute("PRAGMA mmap_size=268435456")
-        db.execute("PRAGMA cache_size=-32768")
+        db.execute("PRAGMA cache_size=-65536")
         db.execute("PRAGMA wal_autocheckpoint=4000")
-        db.execute(
-            f'CREATE TABLE IF NOT EXISTS "{self.table}" '
-            f"(key TEXT PRIMARY KEY NOT NULL, value BLOB NOT NULL) WITHOUT ROWID"
-        )
+        db.execute(f'CREATE TABLE IF NOT EXISTS "{self.table}" (key TEXT PRIMARY KEY NOT NULL, value BLOB NOT NULL)')
 
     def _translate(self, err: sqlite3.Error) -> ZPersistError:
         code = getattr(err, "sqlite_errorcode", 0) & 0xFF
@@ -260,8 +255,13 @@ class SqliteStash(CloseableStash[V]):
         return unpack_plain(data, self.codec, (name, self._file))  # type: ignore[no-any-return]
 
     def _fetch(self, name: str) -> V | Missing:
-        row = self._run_one(self._select, (check_str_key(name),))
-        return MISSING if row is None else self._decode(name, row[0])
+        check_str_key(name)
+        try:
+            with self._lock:
+                row = self._execute(self._select, (name,)).fetchone()
+        except sqlite3.Error as err:
+            raise self._translate(err) from err
+        return MISSING if row is None else unpack_plain(row[0], self.codec, (name, self._file))
 
     def dump(self, name: str, inst: V) -> None:
         """Keep a value under a key."""
