@@ -72,11 +72,10 @@ def check_str_key(name: object) -> str:
     return name
 
 
-def check_key(name: object) -> object:
-    """Return ``name`` if it may be a key in memory: any hashable object but ``None``, a ``str`` by the one rule."""
+def check_key(name: object) -> None:
+    """Raise unless ``name`` may be a key in memory: any hashable object but ``None``, a ``str`` by the one rule."""
     if isinstance(name, str) or name is None:
-        return check_str_key(name)
-    return name
+        check_str_key(name)
 
 
 def digest(name: str) -> bytes:

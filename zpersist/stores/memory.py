@@ -55,7 +55,10 @@ class DictionaryStash(Stash[V]):
     _lock: threading.RLock = field(factory=threading.RLock, init=False, repr=False)
 
     def _fetch(self, name: str) -> V | Missing:
-        return self.data.get(name, MISSING)
+        value = self.data.get(name, MISSING)
+        if value is MISSING:
+            check_key(name)
+        return value
 
     def dump(self, name: str, inst: V) -> None:
         """Keep a value under a key."""
@@ -71,7 +74,10 @@ class DictionaryStash(Stash[V]):
 
     def exists(self, name: str) -> bool:
         """Return whether a key is there."""
-        return name in self.data
+        if name in self.data:
+            return True
+        check_key(name)
+        return False
 
     def keys(self) -> KeysView[str]:
         """Return the live view on the keys, in the order of the mapping."""
@@ -158,7 +164,7 @@ class LRUCacheStash(DictionaryStash[V]):
 
     def _fetch(self, name: str) -> V | Missing:
         with self._lock:
-            value = self.data.get(name, MISSING)
+            value = DictionaryStash._fetch(self, name)
             if value is not MISSING:
                 self.data.move_to_end(name)  # type: ignore[attr-defined]
             return value
@@ -179,6 +185,11 @@ class LRUCacheStash(DictionaryStash[V]):
     def update(self, name: str, fn: Callable[[Any], V], default: Any = None) -> V:
         """Replace a value by what a function makes of it."""
         return DictionaryStash.update(self, name, fn, default)
+
+    def keys(self) -> KeysView[str]:
+        """Return the keys as they are at this moment, from the oldest to the youngest."""
+        with self._lock:
+            return dict.fromkeys(self.data).keys()
 
     def items(self) -> Iterable[tuple[str, V]]:
         """Return the items from the oldest to the youngest; they are not used by that."""

@@ -129,6 +129,7 @@ class SqliteStash(CloseableStash[V]):
     _lock: threading.RLock = field(init=False, repr=False, factory=threading.RLock)
     _db: sqlite3.Connection | None = field(init=False, repr=False, default=None)
     _execute: Callable[..., sqlite3.Cursor] = field(init=False, repr=False)
+    _companions: dict[str, SqliteStash[Any]] = field(init=False, repr=False, factory=dict)
 
     def __attrs_post_init__(self) -> None:
         self._execute = self._open_and_execute
@@ -235,15 +236,22 @@ class SqliteStash(CloseableStash[V]):
     def close(self) -> None:
         """Close the connection; the next use opens it again."""
         with self._lock:
+            for beside in self._companions.values():
+                beside.close()
             if self._db is not None:
                 self._db.close()
                 self._forget()
 
     def __getstate__(self) -> dict[str, object]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_db", "_execute", "_lock")}
+        return {
+            name: value
+            for name, value in self.__dict__.items()
+            if name not in ("_companions", "_db", "_execute", "_lock")
+        }
 
     def __setstate__(self, state: dict[str, object]) -> None:
-        self.__dict__.update(state, _db=None, _lock=threading.RLock(), _execute=self._open_and_execute)
+        self.__dict__.update(state, _db=None, _lock=threading.RLock(), _companions={})
+        self._execute = self._open_and_execute
 
     # values
 
@@ -376,4 +384,9 @@ class SqliteStash(CloseableStash[V]):
         return f"{self.table}__{purpose}"
 
     def _companion(self, purpose: str) -> Stash[Any]:
-        return SqliteStash(self._file, table=self._beside(purpose), durability=self.durability, timeout=self.timeout)
+        with self._lock:
+            if purpose not in self._companions:
+                self._companions[purpose] = SqliteStash(
+                    self._file, table=self._beside(purpose), durability=self.durability, timeout=self.timeout
+                )
+            return self._companions[purpose]
