@@ -13,6 +13,7 @@ from zpersist.parallel.multiprocess import MultiProcessStash, _check_workers
 from zpersist.parallel.pool import Chunk
 from zpersist.stash import MISSING, Stash
 from zpersist.stores.memory import DictionaryStash
+from zpersist.stores.noop import NoopStash
 from zpersist.wrappers.delegate import check_stash
 
 __all__ = ["MultiProcessDefaultStash", "MultiProcessFactoryStash", "MultiProcessRobustStash"]
@@ -103,7 +104,7 @@ class MultiProcessFactoryStash(MultiProcessDefaultStash[V]):
     def _fill(self) -> None:
         missing = list(self._create_data())
         if missing:
-            for chunk, outcome in self._run(self._chunks(missing)):
+            for chunk, outcome in self._run(missing, NoopStash()):
                 self._finished(chunk, outcome.failed)
 
     def _finished(self, chunk: Chunk, failed: list[str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from hashlib import blake2b
 from typing import Any, NamedTuple, TypeVar
 
@@ -191,11 +191,8 @@ class MultiProcessStash(PrimablePreemptiveStash[V]):
     def _fill(self) -> None:
         completion = Completion(self.delegate)
         completion.begin()
-        finished = completion.journal
-        for chunk, _ in self._run(
-            chunk for chunk in self._chunks(self._create_data()) if not finished.exists(chunk.id)
-        ):
-            finished.dump(chunk.id, len(chunk.items))
+        for chunk, _ in self._run(self._create_data(), completion.journal):
+            completion.journal.dump(chunk.id, len(chunk.items))
         completion.finish()
 
     def _worker_count(self) -> int:
@@ -204,19 +201,25 @@ class MultiProcessStash(PrimablePreemptiveStash[V]):
             return math.ceil(workers * cores)
         return workers if workers > 0 else max(1, cores + workers)
 
-    def _chunks(self, data: Iterable[Any]) -> Iterable[Chunk]:
+    def _run(self, data: Iterable[Any], finished: Stash[Any]) -> Iterator[tuple[Chunk, Outcome]]:
+        """Run the chunks that are not finished, and yield each once its values are kept."""
         size = self.chunk_size
         if size == 0:
             data = tuple(data)
             size = max(1, math.ceil(len(data) / self._worker_count()))
-        return (Chunk(_chunk_id(items), items) for items in chunks(data, size))
+        with _Bar(self.progress, type(self).__name__, len(data) if isinstance(data, Sized) else None) as told:
 
-    def _run(self, todo: Iterable[Chunk]) -> Iterator[tuple[Chunk, Outcome]]:
-        """Run chunks; yield each once its values are kept."""
-        with _Bar(self.progress, type(self).__name__) as told:
+            def todo() -> Iterator[Chunk]:
+                for items in chunks(data, size):
+                    chunk = Chunk(_chunk_id(items), items)
+                    if finished.exists(chunk.id):
+                        told(len(items))
+                    else:
+                        yield chunk
+
             for chunk, outcome in run_chunks(
                 _ChunkWorker(self),
-                todo,
+                todo(),
                 workers=self._worker_count(),
                 start_method=self.start_method,
                 told=told,
@@ -232,9 +235,10 @@ def _chunk_id(items: list[Any]) -> str:
 class _Bar:
     """A progress bar, or none."""
 
-    def __init__(self, shown: bool, label: str) -> None:
+    def __init__(self, shown: bool, label: str, total: int | None) -> None:
         self._shown = shown
         self._label = label
+        self._total = total
 
     def __enter__(self) -> Callable[[int], None]:
         if not self._shown:
@@ -243,7 +247,7 @@ class _Bar:
 
         # Its monitor is a thread, and a process with threads can't be forked safely.
         tqdm.monitor_interval = 0
-        self._bar = tqdm(desc=self._label, unit="item")
+        self._bar = tqdm(desc=self._label, total=self._total, unit="item")
 
         def told(count: int) -> None:
             self._bar.update(count)

@@ -13,6 +13,10 @@
 The suite needs pytest, the machine needs hypothesis: ``pip install 'zpersist[test]'``.
 """
 
+import pytest
+
+pytest.register_assert_rewrite("zpersist.testing.machine", "zpersist.testing.suite")
+
 from zpersist.testing.machine import stash_machine as stash_machine
 from zpersist.testing.suite import ReadStashSuite as ReadStashSuite
 from zpersist.testing.suite import StashSuite as StashSuite

@@ -126,8 +126,13 @@ def stash_machine(
 
             @rule(key=a_key, value=a_value)
             def update(self, key: str, value: Any) -> None:
-                old = []
-                assert self.stash.update(key, lambda now: (old.append(now), value)[1], "nothing") == value
+                old: list[Any] = []
+
+                def replace(now: Any) -> Any:
+                    old.append(now)
+                    return value
+
+                assert self.stash.update(key, replace, "nothing") == value
                 assert old[-1] == self.model.get(key, "nothing")
                 self.model[key] = value
 

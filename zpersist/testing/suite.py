@@ -224,7 +224,7 @@ class ReadStashSuite:
 
     def test_read_after_fork(self, tmp_path: Path) -> None:
         """A child reads what is there, through a stash that its parent has open."""
-        data = {key: self.values[-1] for key in self.keys[:3]}
+        data = dict.fromkeys(self.keys[:3], self.values[-1])
         with self.filled(tmp_path, data) as stash:
             self._is(stash, data)
 
@@ -407,10 +407,14 @@ class StashSuite(ReadStashSuite):
         (one, other), key = self._two, self.keys[0]
         with self.make(tmp_path) as stash:
             if self._needs_atomic(stash):
-                seen = []
+                seen: list[Any] = []
 
                 def put(value: Any) -> Any:
-                    return lambda old: (seen.append(old), value)[1]
+                    def replace(old: Any) -> Any:
+                        seen.append(old)
+                        return value
+
+                    return replace
 
                 assert self.same(stash.update(key, put(one), default=self), one)
                 assert self.same(stash.update(key, put(other), default=self), other)
@@ -503,25 +507,21 @@ class StashSuite(ReadStashSuite):
                     return bool(super().delete(name))
 
             stash.__class__ = Watched
-            for what, run in {
-                "dump": lambda: stash.dump_many(dict.fromkeys(keys, self.values[-1])),
-                "load": lambda: stash.load_many(keys),
-                "delete": lambda: stash.delete_many(keys),
-            }.items():
-                del seen[:]
-                run()
-                assert [name for verb, name in seen if verb == what] == keys, f"{what}_many goes through {what}"
-            stash.dump_many(dict.fromkeys(keys, self.values[-1]))
-            for what, use in {
-                "load": lambda: list(stash.items()),
-                "load ": lambda: list(stash.values()),
-                "load  ": lambda: [stash.get(key) for key in keys],
-                "load   ": lambda: [stash[key] for key in keys],
-                "delete": stash.clear,
-            }.items():
+
+            def reaches(what: str, use: Callable[[], object]) -> bool:
                 del seen[:]
                 use()
-                assert sorted(name for verb, name in seen if verb == what.strip()) == sorted(keys), what
+                return sorted(name for verb, name in seen if verb == what) == sorted(keys)
+
+            assert reaches("dump", lambda: stash.dump_many(dict.fromkeys(keys, self.values[-1])))
+            assert reaches("load", lambda: stash.load_many(keys))
+            assert reaches("load", lambda: list(stash.items()))
+            assert reaches("load", lambda: list(stash.values()))
+            assert reaches("load", lambda: [stash.get(key) for key in keys])
+            assert reaches("load", lambda: [stash[key] for key in keys])
+            assert reaches("delete", lambda: stash.delete_many(keys))
+            stash.dump_many(dict.fromkeys(keys, self.values[-1]))
+            assert reaches("delete", stash.clear)
 
     # other objects, threads and processes
 

@@ -116,7 +116,7 @@ def _room(owner: object, name: str) -> dict[str, Any] | MemberDescriptorType:
     return _beside.works(owner)
 
 
-def find_work(owner: object, name: str, kind: type[PersistedWork[Any]]) -> PersistedWork[Any] | None:
+def find_work(owner: object, name: str, kind: type[PersistedWork]) -> PersistedWork | None:
     """Return the work an owner has under a name, made its own if the owner is a copy of the one it was made for."""
     room = _room(owner, name)
     if isinstance(room, dict):
@@ -135,7 +135,7 @@ def find_work(owner: object, name: str, kind: type[PersistedWork[Any]]) -> Persi
     return own
 
 
-def keep_work(owner: object, name: str, work: PersistedWork[Any]) -> None:
+def keep_work(owner: object, name: str, work: PersistedWork) -> None:
     """Keep a work on its owner under a name, past ``__setattr__`` of frozen classes."""
     room = _room(owner, name)
     if isinstance(room, dict):
@@ -147,7 +147,7 @@ def keep_work(owner: object, name: str, work: PersistedWork[Any]) -> None:
 class WorkAttribute:
     """Gives each instance its own work, also after ``copy.copy`` has copied a reference to another one's."""
 
-    def __init__(self, name: str, kind: type[PersistedWork[Any]]) -> None:
+    def __init__(self, name: str, kind: type[PersistedWork]) -> None:
         self._name = name
         self._kind = kind
 
@@ -169,7 +169,7 @@ class WorkAttribute:
             raise AttributeError(self._name) from None
 
 
-def own_attribute(cls: type, name: str, kind: type[PersistedWork[Any]]) -> None:
+def own_attribute(cls: type, name: str, kind: type[PersistedWork]) -> None:
     """Make a class hand out each instance's own work, if the class has room for that."""
     if hasattr(cls, name) or cls.__dictoffset__ == 0:
         return

@@ -25,7 +25,7 @@ class PersistableContainerMetadata:
         self.container = container
 
     @property
-    def persisted(self) -> dict[str, PersistedWork[Any]]:
+    def persisted(self) -> dict[str, PersistedWork]:
         """The works by the names of the attributes."""
         return {name: work for name, work in vars(self.container).items() if isinstance(work, PersistedWork)}
 
@@ -99,7 +99,7 @@ class PersistableContainer(Deallocatable):
         for name, work in state.items():
             if isinstance(work, PersistedWork):
                 # A work of its own, for copy.copy takes the state as it is.
-                twin: PersistedWork[Any] = object.__new__(type(work))
+                twin: PersistedWork = object.__new__(type(work))
                 twin.__setstate__(work.__getstate__())
                 state[name] = twin
         return state

@@ -22,6 +22,7 @@ from zpersist.work.work import PersistedWork
 __all__ = ["Spec", "persisted"]
 
 F = TypeVar("F")
+C = TypeVar("C", bound=Callable[..., Any])
 Function = Callable[..., Any]
 
 _making = threading.RLock()
@@ -51,9 +52,9 @@ class Spec:
     version: str = ""
     mmap: bool = True
 
-    def make(self, owner: object) -> PersistedWork[Any]:
+    def make(self, owner: object) -> PersistedWork:
         """Return a new work for an owner."""
-        work: PersistedWork[Any] = PersistedWork(
+        work: PersistedWork = PersistedWork(
             self.name if self.path is None else self.path,
             owner,
             self.cache_global,
@@ -73,7 +74,7 @@ class Spec:
             work._mark_deallocated()
         return work
 
-    def work_of(self, owner: Any) -> PersistedWork[Any]:
+    def work_of(self, owner: Any) -> PersistedWork:
         """Return the work of an owner, made if there is none."""
         work = find_work(owner, self.name, PersistedWork)
         if work is None:
@@ -100,7 +101,7 @@ def make_spec(name: str, path: Path | str | None, fn_name: str, **options: Any) 
 
 
 @overload
-def persisted(name: F) -> F: ...
+def persisted(name: C) -> C: ...
 @overload
 def persisted(
     name: str | None = None,
@@ -268,7 +269,7 @@ def _in_class_body(fn: Function) -> bool:
     return bool(where) and not where.endswith("<locals>")
 
 
-def _claim(work: PersistedWork[Any], fn: Function, owner: object) -> bool:
+def _claim(work: PersistedWork, fn: Function, owner: object) -> bool:
     """Make a work that of a function; ``False`` if the function is one that its owner's class overrides."""
     if work.function is fn:
         return True

@@ -15,7 +15,7 @@ __all__ = ["await_work"]
 #: How often, in seconds, a lock that another process holds is tried again.
 _POLL = 0.02
 
-Work = PersistedWork[Any]
+Work = PersistedWork
 Body = Callable[[], Coroutine[Any, Any, Any]]
 
 

@@ -6,19 +6,17 @@ import sys
 import threading
 import types
 from pathlib import Path
-from typing import Any, Generic, TextIO, TypeVar
+from typing import Any, TextIO
 
 from zpersist.codecs import Codec, PickleCodec
 from zpersist.errors import DeallocatedError, InvalidArgumentError
 from zpersist.files.atomic import Durability, check_durability
-from zpersist.stash import MISSING, Missing, Stash
+from zpersist.stash import MISSING, Stash
 from zpersist.work.attach import class_registry, reference_to
 from zpersist.work.dealloc import Deallocatable
 from zpersist.work.level import FileLevel, Level, StashLevel
 
 __all__ = ["Cell", "PersistedWork"]
-
-T = TypeVar("T")
 
 
 class Cell:
@@ -57,7 +55,7 @@ def refuse_one_pass(what: str, value: object) -> None:
         )
 
 
-class PersistedWork(Deallocatable, Generic[T]):
+class PersistedWork(Deallocatable):
     """A result that is computed once and then found on the instance, on the class, or in a file or stash.
 
     Usually made in ``__init__`` of its owner, under the name that :func:`~zpersist.persisted` is given.
@@ -135,7 +133,7 @@ class PersistedWork(Deallocatable, Generic[T]):
         owner: object,
         cache_global: bool = False,
         transient: bool = False,
-        initial_value: T | Missing = MISSING,
+        initial_value: Any = MISSING,
         mkdir: bool = False,
         deallocate_recursive: bool = False,
         recover_empty: bool = False,
@@ -206,14 +204,14 @@ class PersistedWork(Deallocatable, Generic[T]):
                 shared.value = self._cell.value
         self._cell = shared
 
-    def _owned_by(self, owner: object) -> PersistedWork[T]:
+    def _owned_by(self, owner: object) -> PersistedWork:
         if self._ref() is owner:
             return self
         if self._ref is _nobody:
             self.owner = owner
             return self
         # The owner is a copy: it got a reference to a work that is another one's.
-        twin: PersistedWork[T] = object.__new__(type(self))
+        twin: PersistedWork = object.__new__(type(self))
         twin.__dict__.update(self.__dict__, _cell=Cell())
         twin.owner = owner
         if self.mirror is not None:
@@ -224,10 +222,10 @@ class PersistedWork(Deallocatable, Generic[T]):
 
     # the result
 
-    def __call__(self, *args: Any, **kwargs: Any) -> T:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return the result, computed with these arguments if it is nowhere yet; later arguments have no effect."""
         try:
-            return self._cell.value  # type: ignore[no-any-return]
+            return self._cell.value
         except AttributeError:
             return self._make(args, kwargs)
 
@@ -237,14 +235,14 @@ class PersistedWork(Deallocatable, Generic[T]):
             raise DeallocatedError(f"{self} was deallocated; make a new object to compute it again")
         return cell
 
-    def _make(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
+    def _make(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         cell = self._alive()
         with cell.lock:
             value = cell.get()
             if value is MISSING:
                 value = self._load_or_compute(args, kwargs)
                 cell.value = value
-            return value  # type: ignore[no-any-return]
+            return value
 
     def _load_or_compute(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         level = self._level
@@ -266,14 +264,14 @@ class PersistedWork(Deallocatable, Generic[T]):
         refuse_one_pass(str(self), value)
         return value
 
-    def __do_work__(self, *args: Any, **kwargs: Any) -> T:
+    def __do_work__(self, *args: Any, **kwargs: Any) -> Any:
         """Compute the result; to be overridden where no ``worker`` is set."""
         raise InvalidArgumentError(
             f"{self} has nothing to compute it: decorate a method with @persisted({self.name!r}), set .worker to a "
             f"function, or override __do_work__"
         )
 
-    def set(self, obj: T) -> None:
+    def set(self, obj: Any) -> None:
         """Keep a result at every level, in place of the one that is there."""
         cell = self._alive()
         refuse_one_pass(str(self), obj)
@@ -320,7 +318,7 @@ class PersistedWork(Deallocatable, Generic[T]):
 
     # a property keeps the value also as an attribute of its owner, where it is found without a call
 
-    def mirrored(self, owner: object) -> T:
+    def mirrored(self, owner: object) -> Any:
         """Return the result, and keep it as an attribute of its owner."""
         cell = self._alive()
         with cell.lock:

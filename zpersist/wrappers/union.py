@@ -16,7 +16,7 @@ __all__ = ["UnionStash"]
 V = TypeVar("V")
 
 
-def _as_stashes(stashes: object) -> tuple[Stash[Any], ...]:
+def _as_stashes(stashes: Iterable[Stash[V]]) -> tuple[Stash[V], ...]:
     if isinstance(stashes, Stash) or not isinstance(stashes, Iterable):
         raise InvalidDelegateError(f"stashes of UnionStash must be a tuple of stashes, not {stashes!r}")
     return tuple(stashes)
