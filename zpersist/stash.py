@@ -3,8 +3,8 @@
 A stash maps ``str`` keys to values.  A stash of your own gives ``load``, ``dump``, ``delete`` and ``keys`` (and
 ``exists``, if it can tell without going through all keys); everything else is derived from these *on self*.
 
-Stores override some of the derived methods with faster ones.  A subclass that overrides a primitive gets the
-derived methods that stand on it anew, so that none of them slips past the override.
+Stores override some of the derived methods with faster ones, marked as :func:`native`.  A subclass that overrides a
+primitive gets the derived methods that stand on it anew, so that none of them slips past the override.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any, Final, Generic, Literal, Self, TypeVar
 from zpersist.chunking import chunks
 from zpersist.errors import InvalidArgumentError, MissingKeyError, ReadOnlyError, UnsupportedOperationError
 
-__all__ = ["MISSING", "CloseableStash", "Missing", "ReadOnlyStash", "Stash", "pairs_of"]
+__all__ = ["MISSING", "CloseableStash", "Missing", "ReadOnlyStash", "Stash", "check_limit", "native", "pairs_of"]
 
 V = TypeVar("V")
 D = TypeVar("D")
@@ -39,6 +39,8 @@ class Missing(Enum):
 #: The answer of ``Stash._fetch`` when there is nothing: ``None`` is a value like any other.
 MISSING: Final = Missing.MISSING
 
+F = TypeVar("F", bound=Callable[..., Any])
+
 # What each derived method stands on.
 _STANDS_ON: dict[str, tuple[str, ...]] = {
     "add": ("load", "dump", "exists"),
@@ -53,6 +55,15 @@ _STANDS_ON: dict[str, tuple[str, ...]] = {
     "__len__": ("keys",),
     "__bool__": ("keys",),
 }
+
+
+def native(method: F) -> F:
+    """Mark a method as one that does what is derived, only better, for it knows what lies below the primitives.
+
+    A subclass that overrides a primitive on which the method stands gets the derived one in its place.
+    """
+    method.__native__ = True  # type: ignore[attr-defined]
+    return method
 
 
 def pairs_of(items: Mapping[str, V] | Iterable[tuple[str, V]]) -> Iterable[tuple[str, V]]:
@@ -92,7 +103,7 @@ class Stash(ABC, Generic[V]):
 
         for derived, primitives in _STANDS_ON.items():
             at = depth(derived)
-            if mro[at] is not Stash and any(depth(name) < at for name in primitives):
+            if hasattr(mro[at].__dict__[derived], "__native__") and any(depth(name) < at for name in primitives):
                 setattr(cls, derived, Stash.__dict__[derived])
 
     # primitives
@@ -211,6 +222,11 @@ class Stash(ABC, Generic[V]):
         """Delete everything."""
         for name in tuple(self.keys()):
             self.delete(name)
+        self._cleared()
+
+    # What else goes when everything has been deleted.
+    def _cleared(self) -> None:
+        pass
 
     def load_many(self, names: Iterable[str]) -> dict[str, V]:
         """Return the values of those keys that are there."""

@@ -116,9 +116,8 @@ class MultiProcessFactoryStash(MultiProcessDefaultStash[V]):
             self._reset_has_data()
         super().prime()
 
-    def clear(self) -> None:
-        """Delete what is kept, and clear the factory."""
-        super().clear()
+    def _cleared(self) -> None:
+        super()._cleared()
         self.factory.clear()
 
 

@@ -209,11 +209,6 @@ class DirectoryCompositeStash(DirectoryStash[V]):
             stash.delete(name)
         return there
 
-    def clear(self) -> None:
-        """Delete all objects."""
-        for name in tuple(self.keys()):
-            self.delete(name)
-
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         return _restore, (type(self), self._top, self._groups, self.attribute_name, self.load_keys, self._options)
 

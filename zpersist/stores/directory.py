@@ -26,7 +26,7 @@ from zpersist.files.envelope import open_frame, pack, read_file, read_open
 from zpersist.files.locks import KeyLocks, directory_lock
 from zpersist.files.paths import as_path
 from zpersist.keys import SURELY_PLAIN, check_str_key, from_file_name, is_digested, to_file_name
-from zpersist.stash import MISSING, Missing, Stash
+from zpersist.stash import MISSING, Missing, Stash, native
 
 __all__ = ["DirectoryStash"]
 
@@ -203,6 +203,7 @@ class DirectoryStash(Stash[V]):
             os.close(fd)
         return key if key and os.path.basename(self._file(key)) == file_name else None
 
+    @native
     def add(self, name: str, inst: V) -> bool:
         """Keep a value only if there is none."""
         if self.exists(name):
@@ -213,6 +214,7 @@ class DirectoryStash(Stash[V]):
             return False
         return True
 
+    @native
     def update(self, name: str, fn: Callable[[Any], V], default: Any = None) -> V:
         """Replace a value by what a function makes of it; the function is called again if another one was faster."""
         path = self._file(name)
@@ -249,10 +251,7 @@ class DirectoryStash(Stash[V]):
 
         return place
 
-    def clear(self) -> None:
-        """Delete all values; files that are not the stash's stay."""
-        for name in tuple(self.keys()):
-            self.delete(name)
+    def _cleared(self) -> None:
         shutil.rmtree(f"{self._root}/{_HOUSE}", ignore_errors=True)
 
     def _flight(self, name: str) -> AbstractContextManager[None]:

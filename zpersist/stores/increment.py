@@ -7,7 +7,7 @@ from typing import Any, TypeVar, cast
 
 from attrs import define
 
-from zpersist.stash import MISSING, Missing
+from zpersist.stash import MISSING, Missing, native
 from zpersist.stores.directory import DirectoryStash
 
 __all__ = ["IncrementKeyDirectoryStash"]
@@ -74,6 +74,7 @@ class IncrementKeyDirectoryStash(DirectoryStash[V]):
         """Iterate over the keys that are whole numbers, in no order."""
         return (key for key in super().keys() if key.isascii() and key.isdecimal() and str(int(key)) == key)
 
+    @native
     def add(self, name: str, inst: V) -> bool:
         """Keep a value only if there is none."""
         return DirectoryStash.add(self, name, inst)

@@ -11,7 +11,7 @@ from attrs import define, field
 
 from zpersist.errors import InvalidArgumentError
 from zpersist.keys import check_key
-from zpersist.stash import MISSING, Missing, Stash
+from zpersist.stash import MISSING, Missing, Stash, native
 
 __all__ = ["DictionaryStash", "LRUCacheStash"]
 
@@ -83,10 +83,12 @@ class DictionaryStash(Stash[V]):
         """Return the live view on the keys, in the order of the mapping."""
         return self.data.keys()
 
+    @native
     def items(self) -> Iterable[tuple[str, V]]:
         """Return the live view on the items."""
         return self.data.items()
 
+    @native
     def add(self, name: str, inst: V) -> bool:
         """Keep a value only if there is none."""
         check_key(name)
@@ -96,6 +98,7 @@ class DictionaryStash(Stash[V]):
             self.dump(name, inst)
             return True
 
+    @native
     def update(self, name: str, fn: Callable[[Any], V], default: Any = None) -> V:
         """Replace a value by what a function makes of it."""
         check_key(name)
@@ -104,15 +107,21 @@ class DictionaryStash(Stash[V]):
             self.dump(name, value)
             return value
 
+    @native
     def clear(self) -> None:
         """Delete everything."""
         with self._lock:
             self.data.clear()
-            self._companions.clear()
+            self._cleared()
 
+    def _cleared(self) -> None:
+        self._companions.clear()
+
+    @native
     def __len__(self) -> int:
         return len(self.data)
 
+    @native
     def __bool__(self) -> bool:
         return bool(self.data)
 
@@ -178,10 +187,12 @@ class LRUCacheStash(DictionaryStash[V]):
             if len(self.data) > self.maxsize:
                 self.data.popitem(last=False)  # type: ignore[call-arg]
 
+    @native
     def add(self, name: str, inst: V) -> bool:
         """Keep a value only if there is none."""
         return DictionaryStash.add(self, name, inst)
 
+    @native
     def update(self, name: str, fn: Callable[[Any], V], default: Any = None) -> V:
         """Replace a value by what a function makes of it."""
         return DictionaryStash.update(self, name, fn, default)
@@ -191,6 +202,7 @@ class LRUCacheStash(DictionaryStash[V]):
         with self._lock:
             return dict.fromkeys(self.data).keys()
 
+    @native
     def items(self) -> Iterable[tuple[str, V]]:
         """Return the items from the oldest to the youngest; they are not used by that."""
         with self._lock:

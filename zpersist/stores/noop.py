@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from attrs import define
 
-from zpersist.stash import MISSING, Missing, Stash
+from zpersist.stash import MISSING, Missing, Stash, native
 
 __all__ = ["NoopStash"]
 
@@ -50,10 +50,12 @@ class NoopStash(Stash[V]):
         """Return no keys."""
         return ()
 
+    @native
     def add(self, name: str, inst: V) -> bool:
         """Forget the value, and return ``True``: there was none."""
         return True
 
+    @native
     def update(self, name: str, fn: Callable[[Any], V], default: Any = None) -> V:
         """Return what ``fn`` makes of the default, and forget it."""
         return fn(default)

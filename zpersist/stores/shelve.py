@@ -22,7 +22,7 @@ from zpersist.files.envelope import pack, unpack
 from zpersist.files.locks import KeyLocks, LockHandle
 from zpersist.files.paths import as_path
 from zpersist.keys import check_str_key
-from zpersist.stash import MISSING, CloseableStash, Missing
+from zpersist.stash import MISSING, CloseableStash, Missing, native
 
 __all__ = ["ShelveStash", "shelve"]
 
@@ -240,6 +240,7 @@ class ShelveStash(CloseableStash[V]):
             names = db.keys()
         return (name.decode() for name in names)
 
+    @native
     def add(self, name: str, inst: V) -> bool:
         """Keep a value only if there is none."""
         with self._opened():
@@ -248,6 +249,7 @@ class ShelveStash(CloseableStash[V]):
             self.dump(name, inst)
             return True
 
+    @native
     def update(self, name: str, fn: Callable[[Any], V], default: Any = None) -> V:
         """Replace a value by what a function makes of it; the database is open and locked meanwhile."""
         with self._opened():
@@ -256,6 +258,7 @@ class ShelveStash(CloseableStash[V]):
             self.dump(name, value)
             return value
 
+    @native
     def clear(self) -> None:
         """Delete everything, and the files of the database."""
         check = self._locks.acquire("database", self.timeout) if not self.is_open else None
@@ -272,6 +275,7 @@ class ShelveStash(CloseableStash[V]):
                 if check is not None:
                     check.release()
 
+    @native
     def __len__(self) -> int:
         with self._opened() as db:
             return len(db.keys())

@@ -24,7 +24,7 @@ from zpersist.files.envelope import pack, unpack_plain
 from zpersist.files.locks import KeyLocks
 from zpersist.files.paths import as_path
 from zpersist.keys import check_str_key
-from zpersist.stash import MISSING, CloseableStash, Missing, Stash, check_limit, pairs_of
+from zpersist.stash import MISSING, CloseableStash, Missing, Stash, check_limit, native, pairs_of
 
 __all__ = ["SqliteStash"]
 
@@ -283,11 +283,13 @@ class SqliteStash(CloseableStash[V]):
         """Return whether a key is there."""
         return self._run_one(self._probe, (check_str_key(name),)) is not None
 
+    @native
     def add(self, name: str, inst: V) -> bool:
         """Keep a value only if there is none."""
         row = (check_str_key(name), self._encode(inst))
         return self._run("INSERT INTO $table VALUES (?, ?) ON CONFLICT (key) DO NOTHING", row)[1] > 0
 
+    @native
     def update(self, name: str, fn: Callable[[Any], V], default: Any = None) -> V:
         """Replace a value by what a function makes of it, in one transaction."""
         with self._transaction():
@@ -302,6 +304,7 @@ class SqliteStash(CloseableStash[V]):
         """Iterate over the keys in code-point order, a thousand at a time."""
         return self.scan()
 
+    @native
     def scan(
         self, prefix: str = "", *, after: str | None = None, reverse: bool = False, limit: int | None = None
     ) -> Iterator[str]:
@@ -310,6 +313,7 @@ class SqliteStash(CloseableStash[V]):
         names = (row[0] for row in self._rows("key", prefix, after, reverse))
         return names if limit is None else islice(names, limit)
 
+    @native
     def items(self) -> Iterator[tuple[str, V]]:
         """Iterate over keys with their values in code-point order."""
         return ((key, self._decode(key, data)) for key, data in self._rows("key, value", "", None, False))
@@ -337,12 +341,14 @@ class SqliteStash(CloseableStash[V]):
             else:
                 low, op = rows[-1][0], ">"
 
+    @native
     def dump_many(self, items: Mapping[str, V] | Iterable[tuple[str, V]]) -> None:
         """Keep many values, a thousand in one transaction."""
         rows = ((check_str_key(name), self._encode(inst)) for name, inst in pairs_of(items))
         for batch in chunks(rows, _BATCH):
             self._run_many(self._upsert, batch)
 
+    @native
     def load_many(self, names: Iterable[str]) -> dict[str, V]:
         """Return the values of those keys that are there."""
         found: dict[str, V] = {}
@@ -352,6 +358,7 @@ class SqliteStash(CloseableStash[V]):
             found.update((key, self._decode(key, data)) for key, data in rows)
         return found
 
+    @native
     def delete_many(self, names: Iterable[str]) -> int:
         """Remove many keys, a thousand in one transaction, and return how many were there."""
         rows = ((check_str_key(name),) for name in names)
@@ -361,19 +368,25 @@ class SqliteStash(CloseableStash[V]):
         with self._transaction() as db:
             return db.executemany(sql.replace("$table", f'"{self.table}"'), rows).rowcount
 
+    @native
     def clear(self) -> None:
         """Delete everything, in one transaction."""
         self._run("DELETE FROM $table")
+        self._cleared()
+
+    def _cleared(self) -> None:
         beside, _ = self._run(
             "SELECT name FROM sqlite_master WHERE type='table' AND substr(name, 1, ?)=?",
             (len(self._beside("")), self._beside("")),
         )
         for (table,) in beside:
-            self._run(f'DROP TABLE "{table}"')
+            self._run(f'DELETE FROM "{table}"')  # noqa: S608 - a table of ours
 
+    @native
     def __len__(self) -> int:
         return int(self._run("SELECT count(*) FROM $table")[0][0][0])
 
+    @native
     def __bool__(self) -> bool:
         return bool(self._run("SELECT 1 FROM $table LIMIT 1")[0])
 

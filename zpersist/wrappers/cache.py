@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from attrs import define, field
 
-from zpersist.stash import MISSING, Missing, Stash
+from zpersist.stash import MISSING, Missing, Stash, native
 from zpersist.stores.memory import DictionaryStash
 from zpersist.wrappers.delegate import DelegateStash, check_stash
 
@@ -91,6 +91,7 @@ class CacheStash(DelegateStash[V]):
             self._wrote(name, MISSING)
             return there
 
+    @native
     def add(self, name: str, inst: V) -> bool:
         """Keep a value in the delegate only if there is none."""
         with self._writing(name):
@@ -98,6 +99,7 @@ class CacheStash(DelegateStash[V]):
             self._wrote(name, inst if added else MISSING)
             return added
 
+    @native
     def update(self, name: str, fn: Callable[[Any], V], default: Any = None) -> V:
         """Replace a value in the delegate by what a function makes of it."""
         with self._writing(name):
@@ -105,9 +107,8 @@ class CacheStash(DelegateStash[V]):
             self._wrote(name, value)
             return value
 
-    def clear(self) -> None:
-        """Delete everything in both."""
-        self.delegate.clear()
+    def _cleared(self) -> None:
+        super()._cleared()
         with self._guard:
             self._writes += 1
             self.cache_stash.clear()
@@ -117,9 +118,11 @@ class CacheStash(DelegateStash[V]):
         self.delegate.close()
         self.cache_stash.close()
 
+    @native
     def __len__(self) -> int:
         return len(self.delegate)
 
+    @native
     def __bool__(self) -> bool:
         return bool(self.delegate)
 

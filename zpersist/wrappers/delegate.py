@@ -9,7 +9,7 @@ from typing import Any, ClassVar, TypeVar
 from attrs import define, field
 
 from zpersist.errors import InvalidDelegateError
-from zpersist.stash import CloseableStash, Missing, ReadOnlyStash, Stash
+from zpersist.stash import CloseableStash, Missing, ReadOnlyStash, Stash, native
 from zpersist.stores.noop import NoopStash
 
 __all__ = ["DelegateDefaults", "DelegateStash", "ReadOnlyDelegateStash", "check_stash"]
@@ -94,38 +94,51 @@ class DelegateStash(CloseableStash[V]):
         """Return the delegate's keys."""
         return self.delegate.keys()
 
+    @native
     def add(self, name: str, inst: V) -> bool:
         """Keep a value in the delegate only if there is none."""
         return self.delegate.add(name, inst)
 
+    @native
     def update(self, name: str, fn: Callable[[Any], V], default: Any = None) -> V:
         """Replace a value in the delegate by what a function makes of it."""
         return self.delegate.update(name, fn, default)
 
+    @native
     def values(self) -> Iterable[V]:
         """Iterate over the delegate's values."""
         return self.delegate.values()
 
+    @native
     def items(self) -> Iterable[tuple[str, V]]:
         """Iterate over the delegate's keys with their values."""
         return self.delegate.items()
 
+    @native
     def clear(self) -> None:
         """Delete everything in the delegate."""
         self.delegate.clear()
+        self._cleared()
 
+    def _cleared(self) -> None:
+        self.delegate._cleared()
+
+    @native
     def load_many(self, names: Iterable[str]) -> dict[str, V]:
         """Return the values of those keys that the delegate has."""
         return self.delegate.load_many(names)
 
+    @native
     def dump_many(self, items: Mapping[str, V] | Iterable[tuple[str, V]]) -> None:
         """Keep many values in the delegate."""
         self.delegate.dump_many(items)
 
+    @native
     def delete_many(self, names: Iterable[str]) -> int:
         """Remove many keys from the delegate."""
         return self.delegate.delete_many(names)
 
+    @native
     def scan(
         self, prefix: str = "", *, after: str | None = None, reverse: bool = False, limit: int | None = None
     ) -> Iterator[str]:
@@ -136,9 +149,11 @@ class DelegateStash(CloseableStash[V]):
         """Close the delegate."""
         self.delegate.close()
 
+    @native
     def __len__(self) -> int:
         return len(self.delegate)
 
+    @native
     def __bool__(self) -> bool:
         return bool(self.delegate)
 

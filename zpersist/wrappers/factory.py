@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from attrs import define, field
 
-from zpersist.stash import MISSING, Missing, ReadOnlyStash, Stash
+from zpersist.stash import MISSING, Missing, ReadOnlyStash, Stash, native
 from zpersist.wrappers.delegate import check_stash
 from zpersist.wrappers.prime import PreemptiveStash
 
@@ -87,24 +87,26 @@ class FactoryStash(PreemptiveStash[V]):
         """Return the keys of the factory, and those of the delegate that it does not list."""
         return dict.fromkeys(chain(self.factory.keys(), self.delegate.keys())).keys()
 
+    @native
     def scan(
         self, prefix: str = "", *, after: str | None = None, reverse: bool = False, limit: int | None = None
     ) -> Iterator[str]:
         """Iterate over keys in code-point order; see :meth:`Stash.scan`."""
         return Stash.scan(self, prefix, after=after, reverse=reverse, limit=limit)
 
+    @native
     def add(self, name: str, inst: V) -> bool:
         """Keep a value only if there is none and none can be made."""
         return not self.factory.exists(name) and self.delegate.add(name, inst)
 
+    @native
     def update(self, name: str, fn: Callable[[Any], V], default: Any = None) -> V:
         """Replace a value, made if need be, by what a function makes of it."""
         made = self._fetch(name)
         return self.delegate.update(name, fn, default if made is MISSING else made)
 
-    def clear(self) -> None:
-        """Delete what is kept; of a factory that can be written to, also what it has."""
-        super().clear()
+    def _cleared(self) -> None:
+        super()._cleared()
         if self.force_clear_factory or not isinstance(self.factory, ReadOnlyStash):
             self.factory.clear()
 
@@ -148,4 +150,3 @@ class CacheFactoryStash(FactoryStash[V]):
 
     add = FactoryStash.add
     update = FactoryStash.update
-    clear = FactoryStash.clear

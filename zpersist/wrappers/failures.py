@@ -101,7 +101,6 @@ class FailureFilterStash(PrimeableStash[V], DelegateStash[V]):
         self._forget()
         return there
 
-    def clear(self) -> None:
-        """Delete everything in the delegate."""
-        self.delegate.clear()
+    def _cleared(self) -> None:
+        super()._cleared()
         self._forget()

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from attrs import define, field
 
 from zpersist.errors import InvalidArgumentError
-from zpersist.stash import MISSING, Missing
+from zpersist.stash import MISSING, Missing, native
 from zpersist.wrappers.delegate import DelegateStash
 
 __all__ = ["KeyLimitStash"]
@@ -65,6 +65,7 @@ class KeyLimitStash(DelegateStash[V]):
         """Return the first keys of the delegate."""
         return islice(self.delegate.keys(), self.limit)
 
+    @native
     def items(self) -> Iterator[tuple[str, V]]:
         """Iterate over the first keys of the delegate with their values."""
         pairs = ((name, self.delegate._fetch(name)) for name in self.keys())

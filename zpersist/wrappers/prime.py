@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from attrs import define, field
 
 from zpersist.errors import UnsupportedOperationError
-from zpersist.stash import Missing, Stash
+from zpersist.stash import Missing, Stash, native
 from zpersist.stores.memory import DictionaryStash
 from zpersist.wrappers.delegate import DelegateStash
 
@@ -61,34 +61,41 @@ class PrimeableStash(Stash[V], Primeable):
         self.prime()
         return super().keys()  # type: ignore[safe-super]
 
+    @native
     def __len__(self) -> int:
         self.prime()
         return super().__len__()
 
+    @native
     def __bool__(self) -> bool:
         self.prime()
         return super().__bool__()
 
+    @native
     def add(self, name: str, inst: V) -> bool:
         """Prime, and keep a value only if there is none."""
         self.prime()
         return super().add(name, inst)
 
+    @native
     def update(self, name: str, fn: Any, default: Any = None) -> V:
         """Prime, and replace a value by what a function makes of it."""
         self.prime()
         return super().update(name, fn, default)
 
+    @native
     def items(self) -> Iterable[tuple[str, V]]:
         """Prime, and iterate over keys with their values."""
         self.prime()
         return super().items()
 
+    @native
     def values(self) -> Iterable[V]:
         """Prime, and iterate over the values."""
         self.prime()
         return super().values()
 
+    @native
     def load_many(self, names: Iterable[str]) -> dict[str, V]:
         """Prime, and return the values of those keys that are there."""
         self.prime()
@@ -134,9 +141,8 @@ class PreemptiveStash(DelegateStash[V]):
     def _set_has_data(self, has_data: bool = True) -> None:
         self._has_data = has_data
 
-    def clear(self) -> None:
-        """Delete everything in the delegate."""
-        super().clear()
+    def _cleared(self) -> None:
+        super()._cleared()
         self._reset_has_data()
 
 

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from attrs import define, field
 
+from zpersist.stash import native
 from zpersist.wrappers.delegate import DelegateStash
 
 __all__ = ["ProtectiveStash"]
@@ -54,6 +55,7 @@ class ProtectiveStash(DelegateStash[Any]):
             self._log(name, err)
             self._keep(name, err)
 
+    @native
     def add(self, name: str, inst: Any) -> bool:
         """Keep a value, or the exception that tells why not, only if there is none."""
         try:

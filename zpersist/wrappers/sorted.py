@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from attrs import define, field
 
+from zpersist.stash import native
 from zpersist.wrappers.delegate import DelegateStash
 
 __all__ = ["SortedStash"]
@@ -47,9 +48,11 @@ class SortedStash(DelegateStash[V]):
         """Return the keys in order."""
         return sorted(self.delegate.keys(), key=self.sort_function)
 
+    @native
     def __len__(self) -> int:
         return len(self.delegate)
 
+    @native
     def __bool__(self) -> bool:
         return bool(self.delegate)
 
