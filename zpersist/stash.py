@@ -10,7 +10,6 @@ primitive gets the derived methods that stand on it anew, so that none of them s
 from __future__ import annotations
 
 import heapq
-import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import AbstractContextManager
@@ -20,6 +19,8 @@ from typing import Any, Final, Generic, Literal, Self, TypeVar
 
 from zpersist.chunking import chunks
 from zpersist.errors import InvalidArgumentError, MissingKeyError, ReadOnlyError, UnsupportedOperationError
+from zpersist.flights import flights
+from zpersist.mapping import StashMapping
 
 __all__ = ["MISSING", "CloseableStash", "Missing", "ReadOnlyStash", "Stash", "check_limit", "native", "pairs_of"]
 
@@ -148,7 +149,7 @@ class Stash(ABC, Generic[V]):
 
     # A lock held by the one that computes the value of a key; stores that are shared lock among processes.
     def _flight(self, name: str) -> AbstractContextManager[None]:
-        return _flights.hold(self, name)
+        return flights.hold(id(self), name)
 
     # A stash beside this one for bookkeeping about it, that goes when this one is cleared.
     def _companion(self, purpose: str) -> Stash[Any]:
@@ -269,7 +270,7 @@ class Stash(ABC, Generic[V]):
     @property
     def mapping(self) -> MutableMapping[str, V]:
         """A view on this stash that is a real :class:`~collections.abc.MutableMapping`: it iterates over keys."""
-        return _StashMapping(self)
+        return StashMapping(self)
 
     def close(self) -> None:
         """Give back what is held open; the next use opens it again."""
@@ -344,49 +345,6 @@ def _pair_load_and_fetch(cls: type[Stash[Any]]) -> None:
         cls._fetch = _fetch  # type: ignore[method-assign]
 
 
-class _Flights:
-    """One re-entrant lock a stash and key, for as long as somebody wants it."""
-
-    def __init__(self) -> None:
-        self._guard = threading.Lock()
-        self._locks: dict[tuple[int, str], tuple[threading.RLock, int]] = {}
-
-    def hold(self, stash: Stash[Any], name: str) -> AbstractContextManager[None]:
-        return _Flight(self, (id(stash), name))
-
-    def take(self, key: tuple[int, str]) -> None:
-        with self._guard:
-            lock, wanted = self._locks.get(key) or (threading.RLock(), 0)
-            self._locks[key] = lock, wanted + 1
-        lock.acquire()
-
-    def give(self, key: tuple[int, str]) -> None:
-        with self._guard:
-            lock, wanted = self._locks[key]
-            if wanted == 1:
-                del self._locks[key]
-            else:
-                self._locks[key] = lock, wanted - 1
-        lock.release()
-
-
-class _Flight(AbstractContextManager[None]):
-    def __init__(self, flights: _Flights, key: tuple[int, str]) -> None:
-        self._flights = flights
-        self._key = key
-
-    def __enter__(self) -> None:
-        self._flights.take(self._key)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._flights.give(self._key)
-
-
-_flights = _Flights()
-
-
 class CloseableStash(Stash[V]):
     """A stash that holds something open and must say how it is closed."""
 
@@ -443,34 +401,3 @@ class ReadOnlyStash(Stash[V]):
     def update(self, name: str, fn: Callable[[Any], V], default: Any = None) -> V:
         """Raise, whether :attr:`strict` or not: there is no new value to return."""
         raise ReadOnlyError(f"update({name!r}) on {type(self).__name__}, which is read only")
-
-
-class _StashMapping(MutableMapping[str, V]):
-    """The keys and values of a stash as a mapping of the standard library."""
-
-    def __init__(self, stash: Stash[V]) -> None:
-        self._stash = stash
-
-    def __getitem__(self, key: str) -> V:
-        return self._stash[key]
-
-    def __setitem__(self, key: str, value: V) -> None:
-        self._stash.dump(key, value)
-
-    def __delitem__(self, key: str) -> None:
-        del self._stash[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._stash.keys())
-
-    def __len__(self) -> int:
-        return len(self._stash)
-
-    def __contains__(self, key: object) -> bool:
-        return isinstance(key, str) and self._stash.exists(key)
-
-    def clear(self) -> None:
-        self._stash.clear()
-
-    def __repr__(self) -> str:
-        return f"{self._stash!r}.mapping"

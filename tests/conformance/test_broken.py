@@ -10,7 +10,7 @@ import pytest
 
 from zpersist import DictionaryStash, DirectoryStash, Stash
 from zpersist.testing import StashSuite, stash_machine
-from zpersist.testing.suite import names_of_tests
+from zpersist.testing.reading import names_of_tests
 
 
 class DropsNone(DictionaryStash):

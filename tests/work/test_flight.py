@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from zpersist import DictionaryStash, InvalidArgumentError, PersistedWork, SqliteStash, persisted, persisted_property
-from zpersist.testing.suite import in_threads
+from zpersist.testing.reading import in_threads
 
 fork = multiprocessing.get_context("fork")
 
@@ -298,7 +298,7 @@ def test_a_coroutine_waits_for_another_process_without_stopping_the_loop(elsewhe
     assert ended(child) == 0
 
 
-def test_two_loops_in_turn():
+def test_two_loops_in_turn(elsewhere):
     owner = Async()
     owner.gate.set()
     assert asyncio.run(owner.v()) is None

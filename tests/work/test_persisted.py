@@ -19,8 +19,8 @@ import pytest
 
 from zpersist import (
     CorruptValueError,
-    DeallocatedError,
     Deallocatable,
+    DeallocatedError,
     DictionaryStash,
     DillCodec,
     DirectoryStash,

@@ -18,7 +18,7 @@ __all__ = ["DictionaryStash", "LRUCacheStash"]
 V = TypeVar("V")
 
 
-def _as_mapping(data: object) -> Any:
+def _as_mapping(data: MutableMapping[str, V]) -> MutableMapping[str, V]:
     if not isinstance(data, MutableMapping):
         raise InvalidArgumentError(f"data must be a mutable mapping, not {data!r}; use dict({data!r})")
     return data

@@ -15,10 +15,10 @@ The suite needs pytest, the machine needs hypothesis: ``pip install 'zpersist[te
 
 import pytest
 
-pytest.register_assert_rewrite("zpersist.testing.machine", "zpersist.testing.suite")
+pytest.register_assert_rewrite("zpersist.testing.machine", "zpersist.testing.reading", "zpersist.testing.suite")
 
 from zpersist.testing.machine import stash_machine as stash_machine
-from zpersist.testing.suite import ReadStashSuite as ReadStashSuite
+from zpersist.testing.reading import ReadStashSuite as ReadStashSuite
 from zpersist.testing.suite import StashSuite as StashSuite
 
 __all__ = ["ReadStashSuite", "StashSuite", "stash_machine"]

@@ -78,9 +78,23 @@ class PersistableContainer(Deallocatable):
     Examples
     --------
     >>> import pickle
-    >>> corpus = pickle.loads(pickle.dumps(ExampleCorpus("a b a")))
-    >>> corpus.words, corpus.connection
-    (['a', 'b', 'a'], None)
+    >>> class Corpus(PersistableContainer):
+    ...     _PERSISTABLE_TRANSIENT_ATTRIBUTES = {"connection"}
+    ...     def __init__(self, text):
+    ...         self.text = text
+    ...         self.connection = lambda: "can't be pickled"
+    ...     @property
+    ...     @persisted("_words")
+    ...     def words(self):
+    ...         print("splitting")
+    ...         return self.text.split()
+    >>> corpus = Corpus("to be")
+    >>> corpus.words
+    splitting
+    ['to', 'be']
+    >>> twin = pickle.loads(pickle.dumps(corpus))
+    >>> twin.words, twin.connection
+    (['to', 'be'], None)
     """
 
     def _persistable(self, what: str) -> Iterable[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Generic, Self, TypeVar, overload
+from typing import Any, Generic, Self, TypeVar, cast, overload
 
 from zpersist.codecs import Codec
 from zpersist.errors import InvalidArgumentError
@@ -18,6 +18,7 @@ from zpersist.work.work import PersistedWork
 __all__ = ["persisted_property"]
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 class persisted_property(Generic[T]):  # noqa: N801 - used as a decorator
@@ -100,14 +101,14 @@ class persisted_property(Generic[T]):  # noqa: N801 - used as a decorator
         if fn is not None:
             self(fn)
 
-    def __call__(self, fn: Callable[[Any], T]) -> persisted_property[T]:
+    def __call__(self, fn: Callable[[Any], R]) -> persisted_property[R]:
         """Take the method, when used with parameters."""
         if inspect.iscoroutinefunction(fn):
             raise InvalidArgumentError(f"{fn.__qualname__} is a coroutine; use @property and @persisted")
         check_function(fn)
-        self.fn = fn
+        self.fn: Callable[[Any], Any] = fn
         self.__doc__ = fn.__doc__
-        return self
+        return cast("persisted_property[R]", self)
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._attribute = name
