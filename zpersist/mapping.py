@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, MutableMapping
 from typing import Any, TypeVar
 
+from zpersist.errors import InvalidKeyError
+
 __all__ = ["StashMapping"]
 
 V = TypeVar("V")
@@ -33,7 +35,10 @@ class StashMapping(MutableMapping[str, V]):
         return len(self._stash)
 
     def __contains__(self, key: object) -> bool:
-        return isinstance(key, str) and self._stash.exists(key)
+        try:
+            return bool(self._stash.exists(key))
+        except (InvalidKeyError, TypeError):
+            return False
 
     def clear(self) -> None:
         """Delete everything in the stash."""

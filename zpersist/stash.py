@@ -22,7 +22,17 @@ from zpersist.errors import InvalidArgumentError, MissingKeyError, ReadOnlyError
 from zpersist.flights import flights
 from zpersist.mapping import StashMapping
 
-__all__ = ["MISSING", "CloseableStash", "Missing", "ReadOnlyStash", "Stash", "check_limit", "native", "pairs_of"]
+__all__ = [
+    "COMPANIONS",
+    "MISSING",
+    "CloseableStash",
+    "Missing",
+    "ReadOnlyStash",
+    "Stash",
+    "check_limit",
+    "native",
+    "pairs_of",
+]
 
 V = TypeVar("V")
 D = TypeVar("D")
@@ -39,6 +49,9 @@ class Missing(Enum):
 
 #: The answer of ``Stash._fetch`` when there is nothing: ``None`` is a value like any other.
 MISSING: Final = Missing.MISSING
+
+#: What is kept beside the values of a stash, for bookkeeping about them.
+COMPANIONS = ("journal", "failures")
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -111,6 +111,11 @@ class TestFactoryStashOfFactory(ReadStashSuite):
         return FactoryStash(DirectoryStash(path / "data"), DictionaryStash(data))
 
 
+class TestFactoryStashOfFactoryOverSqlite(ReadStashSuite):
+    def filled(self, path, data):
+        return FactoryStash(SqliteStash(path / "data.db"), DictionaryStash(data))
+
+
 class TestMultiProcessFactoryStashOfFactory(ReadStashSuite):
     def filled(self, path, data):
         return MultiProcessFactoryStash(SqliteStash(path / "data.db"), DictionaryStash(data), workers=1)

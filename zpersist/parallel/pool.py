@@ -10,10 +10,12 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
+from multiprocessing.connection import wait as wait_for
 from typing import Any, NamedTuple, Protocol
 
 from zpersist.codecs import PickleCodec
@@ -23,6 +25,9 @@ __all__ = ["Chunk", "Worker", "available_cores", "check_start_method", "run_chun
 
 #: Seconds between two looks at how far the workers are.
 _GLANCE = 0.1
+
+#: Seconds a worker has to write what it has, before it is killed.
+_GRACE = 5.0
 
 
 class Chunk(NamedTuple):
@@ -173,13 +178,22 @@ def _report(done: Any, seen: int, told: Callable[[int], None]) -> int:
 
 def _terminate(pool: ProcessPoolExecutor) -> None:
     # Python 3.14 has ProcessPoolExecutor.terminate_workers(); before, the processes are known to the pool alone.
-    for process in tuple((getattr(pool, "_processes", None) or {}).values()):
+    processes = tuple((getattr(pool, "_processes", None) or {}).values())
+    for process in processes:
         process.terminate()
+    end = time.monotonic() + _GRACE
+    left = {process.sentinel for process in processes}
+    while left and time.monotonic() < end:
+        left.difference_update(wait_for(list(left), timeout=_GRACE))
+    for process in processes:
+        if process.sentinel in left:
+            process.kill()
 
 
 # In the child.
 
 _worker: Worker | None = None
+_working = False
 
 
 def _begin(worker: Worker, done: Any, parent: int) -> None:
@@ -198,7 +212,10 @@ def _begin(worker: Worker, done: Any, parent: int) -> None:
 
 
 def _stop(number: int, frame: object) -> None:
-    raise _Stop
+    if _working:
+        raise _Stop
+    # Outside of the work this process may wait for a lock of the pool that a killed one will never give back.
+    os._exit(0)
 
 
 def _die_with(parent: int) -> None:
@@ -211,7 +228,14 @@ def _die_with(parent: int) -> None:
 def _run(items: list[Any]) -> Any:
     if _worker is None:
         raise WorkerDiedError("the worker process was not set up")
+    global _working
     try:
-        return _worker.work(items)
+        _working = True
+        outcome = _worker.work(items)
+        _working = False
     except _Stop:
         os._exit(0)
+    except BaseException:
+        _working = False
+        raise
+    return outcome

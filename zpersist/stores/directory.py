@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
@@ -10,7 +11,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from attrs import define, field
+from attrs import define, field, setters
 
 from zpersist.codecs import Codec, PickleCodec
 from zpersist.errors import CorruptValueError, InvalidArgumentError
@@ -31,6 +32,8 @@ from zpersist.stash import MISSING, Missing, Stash, native
 __all__ = ["DirectoryStash"]
 
 V = TypeVar("V")
+
+logger = logging.getLogger(__name__)
 
 _PLACE = "{name}"
 _HOUSE = ".zpersist"
@@ -99,7 +102,7 @@ class DirectoryStash(Stash[V]):
     shared = True
     durable = True
 
-    path: Path = field(converter=as_path)
+    path: Path = field(converter=as_path, on_setattr=setters.frozen)
     pattern: str = field(default="{name}.dat", validator=_check_pattern)
     codec: Codec = field(factory=PickleCodec, kw_only=True)
     durability: Durability = field(default="rename", kw_only=True, converter=check_durability)
@@ -116,7 +119,7 @@ class DirectoryStash(Stash[V]):
 
     def key_to_path(self, name: str) -> Path:
         """Return the file in which the value of a key lies, or would lie."""
-        return self.path / os.path.basename(self._file(name))
+        return Path(self._file(name))
 
     def _file(self, name: str) -> str:
         return f"{self._root}/{self._prefix}{to_file_name(check_str_key(name))}{self._suffix}"
@@ -199,6 +202,9 @@ class DirectoryStash(Stash[V]):
             return None
         try:
             key = open_frame(fd, os.fstat(fd).st_size, path).tag
+        except CorruptValueError as err:
+            logger.warning("a key can't be listed, for it lies in its file: %s", err)
+            return None
         finally:
             os.close(fd)
         return key if key and os.path.basename(self._file(key)) == file_name else None
@@ -252,6 +258,12 @@ class DirectoryStash(Stash[V]):
         return place
 
     def _cleared(self) -> None:
+        # A file whose key can't be read is not among the keys.
+        folder = Path(self._root)
+        for path in folder.iterdir() if folder.is_dir() else ():
+            name = path.name.removesuffix(self._suffix)
+            if path.name.startswith(self._prefix) and is_digested(name) and path.is_file():
+                path.unlink(missing_ok=True)
         shutil.rmtree(f"{self._root}/{_HOUSE}", ignore_errors=True)
 
     def _flight(self, name: str) -> AbstractContextManager[None]:

@@ -171,6 +171,9 @@ class LRUCacheStash(DictionaryStash[V]):
         super().__init__(OrderedDict())
         self.maxsize = _check_maxsize(maxsize)
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.maxsize})"
+
     def _fetch(self, name: str) -> V | Missing:
         with self._lock:
             value = DictionaryStash._fetch(self, name)

@@ -7,13 +7,13 @@ import errno
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any, TypeVar
 
-from attrs import define, field
+from attrs import define, field, setters
 
 from zpersist.codecs import Codec, PickleCodec
 from zpersist.errors import StorageError
@@ -22,7 +22,7 @@ from zpersist.files.envelope import pack, unpack
 from zpersist.files.locks import KeyLocks, LockHandle
 from zpersist.files.paths import as_path
 from zpersist.keys import check_str_key
-from zpersist.stash import MISSING, CloseableStash, Missing, native
+from zpersist.stash import COMPANIONS, MISSING, CloseableStash, Missing, Stash, native
 
 __all__ = ["ShelveStash", "shelve"]
 
@@ -40,7 +40,7 @@ _FILES = {
 class ShelveStash(CloseableStash[V]):
     """Keeps values in a DBM database, whichever kind this Python has.
 
-    For code that has shelves already; :class:`~zpersist.SqliteStash` is faster, and safe when a process is killed.
+    For code written for shelves; :class:`~zpersist.SqliteStash` is faster, and safe when a process is killed.
     A database is made by the first use, also by a read.
 
     Parameters
@@ -75,7 +75,7 @@ class ShelveStash(CloseableStash[V]):
     shared = True
     durable = True
 
-    path: Path = field(converter=as_path)
+    path: Path = field(converter=as_path, on_setattr=setters.frozen)
     writeback: bool = field(default=True)
     auto_close: bool = field(default=True)
     codec: Codec = field(factory=PickleCodec, kw_only=True)
@@ -274,11 +274,23 @@ class ShelveStash(CloseableStash[V]):
             finally:
                 if check is not None:
                     check.release()
+        self._cleared()
 
     @native
     def __len__(self) -> int:
         with self._opened() as db:
             return len(db.keys())
+
+    def _flight(self, name: str) -> AbstractContextManager[None]:
+        return self._locks.hold(f"key {check_str_key(name)}")
+
+    def _companion(self, purpose: str) -> Stash[Any]:
+        return ShelveStash(f"{self._file}-{purpose}", timeout=self.timeout)
+
+    def _cleared(self) -> None:
+        for purpose in COMPANIONS:
+            if dbm.whichdb(f"{self._file}-{purpose}") is not None:
+                self._companion(purpose).clear()
 
 
 class shelve:  # noqa: N801 - a public name of zensols.persist

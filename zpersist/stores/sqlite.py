@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from attrs import define, field
+from attrs import define, field, setters
 
 from zpersist.chunking import chunks
 from zpersist.codecs import Codec, PickleCodec
@@ -119,7 +119,7 @@ class SqliteStash(CloseableStash[V]):
     durable = True
     ordered = True
 
-    path: Path = field(converter=as_path)
+    path: Path = field(converter=as_path, on_setattr=setters.frozen)
     table: str = field(default="stash", kw_only=True, validator=_check_table)
     codec: Codec = field(factory=PickleCodec, kw_only=True)
     durability: Durability = field(default="rename", kw_only=True, converter=check_durability)

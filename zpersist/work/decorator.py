@@ -242,10 +242,13 @@ def check_function(fn: Function, ownerless: bool = False) -> None:
         if param.default is param.empty and param.kind not in (param.VAR_POSITIONAL, param.VAR_KEYWORD)
     ]
     if needed:
-        warnings.warn(
+        warnings.warn_explicit(
             f"@persisted on {what}: the arguments {', '.join(needed)} are used by the first call only; whatever "
             f"later calls give, they get its result",
-            stacklevel=5,
+            UserWarning,
+            fn.__code__.co_filename,
+            fn.__code__.co_firstlineno,
+            fn.__module__,
         )
 
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from zpersist.codecs import Codec
 from zpersist.errors import CorruptValueError, StorageError
 from zpersist.files.atomic import Durability, make_directory, storage_error, sync_directory, write_file
-from zpersist.files.envelope import pack, read_file
+from zpersist.files.envelope import open_frame, pack, read_file
 from zpersist.files.locks import KeyLocks, LockHandle
 from zpersist.stash import MISSING, Stash
 
@@ -67,6 +67,7 @@ class FileLevel:
         self._version = version
         self._durability = durability
         self._mmap = mmap
+        self._told = False
         self._folder = os.path.dirname(self.path)
         self._locks = KeyLocks.beside(self.path)
 
@@ -78,7 +79,9 @@ class FileLevel:
         except CorruptValueError as err:
             if not self._recover:
                 raise CorruptValueError(f"{err}; with recover_empty=True it is computed again") from err
-            logger.warning("%s; it is computed again", err)
+            if not self._told:
+                logger.warning("a work is computed again: %s", err)
+                self._told = True
             return MISSING
         if version != self._version:
             logger.info("%s is of version %r, %r is wanted: it is computed again", self.path, version, self._version)
@@ -110,7 +113,16 @@ class FileLevel:
             sync_directory(self._folder)
 
     def exists(self) -> bool:
-        return os.path.isfile(self.path)
+        try:
+            fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            return open_frame(fd, os.fstat(fd).st_size, self.path).tag == self._version
+        except CorruptValueError:
+            return False
+        finally:
+            os.close(fd)
 
     def flight(self) -> AbstractContextManager[None]:
         return self._locks.hold("work")

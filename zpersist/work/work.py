@@ -55,6 +55,13 @@ def refuse_one_pass(what: str, value: object) -> None:
         )
 
 
+def _default_key(name: str, owner: object) -> str:
+    if owner is None:
+        return name
+    cls = owner if isinstance(owner, type) else type(owner)
+    return f"{cls.__module__}.{cls.__qualname__}.{name}"
+
+
 class PersistedWork(Deallocatable):
     """A result that is computed once and then found on the instance, on the class, or in a file or stash.
 
@@ -83,7 +90,7 @@ class PersistedWork(Deallocatable):
     stash :
         Keep the result in a stash.
     key :
-        The key in the stash; default: the name.
+        The key in the stash; default: the name, with the class of the owner in front.
     codec :
         Turns the result into the bytes of the file and back; default: :class:`~zpersist.PickleCodec`.
     durability :
@@ -162,10 +169,14 @@ class PersistedWork(Deallocatable):
             raise InvalidArgumentError(f"a work has a file or a stash, not both; give the name as a str, not {path!r}")
         if stash is None and key is not None:
             raise InvalidArgumentError(f"key {key!r} is of no use without a stash; give stash=")
+        if codec is not None and self.path is None:
+            raise InvalidArgumentError(f"codec {codec!r} is of no use without a file; a stash has its own")
+        if version and self.path is None and stash is None:
+            raise InvalidArgumentError(f"version {version!r} is of no use without a file or a stash")
         if stash is not None:
             if not isinstance(stash, Stash):
                 raise InvalidArgumentError(f"stash must be a stash, not {stash!r}")
-            self._level = StashLevel(stash, self.name if key is None else key, version)
+            self._level = StashLevel(stash, _default_key(self.name, owner) if key is None else key, version)
         elif self.path is not None:
             self._level = FileLevel(
                 self.path,

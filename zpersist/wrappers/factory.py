@@ -63,6 +63,11 @@ class FactoryStash(PreemptiveStash[V]):
     dump_factory_nones: bool = field(default=True)
     force_clear_factory: bool = field(default=False)
 
+    @property
+    def ordered(self) -> bool:  # type: ignore[override]
+        """Whether keys come in code-point order: not those of two stashes together."""
+        return False
+
     def _calculate_has_data(self) -> bool:
         return self.enable_preemptive and super()._calculate_has_data()
 
@@ -139,6 +144,11 @@ class CacheFactoryStash(FactoryStash[V]):
     """
 
     dump_factory_nones: bool = field(default=False)
+
+    @property
+    def ordered(self) -> bool:  # type: ignore[override]
+        """Whether keys come in code-point order: as the factory says."""
+        return self.factory.ordered
 
     def exists(self, name: str) -> bool:
         """Return whether the factory can make a value."""

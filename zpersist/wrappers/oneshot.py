@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 from attrs import define, field
@@ -44,6 +44,8 @@ class OneShotFactoryStash(PrimablePreemptiveStash[V]):
 
     worker: Pairs[V] | Callable[[], Pairs[V]] | None = field(default=None, repr=False)
 
+    _spent: bool = field(init=False, repr=False, default=False)
+
     def _get_worker_type(self) -> str:
         """Return ``"m"`` if the worker is a function, ``"a"`` if it is the data, ``"u"`` if that is to be found out."""
         return "u"
@@ -55,6 +57,13 @@ class OneShotFactoryStash(PrimablePreemptiveStash[V]):
         worker: Any = self.worker
         if worker is None:
             raise InvalidArgumentError(f"{type(self).__name__} has no worker; set .worker to pairs or to a function")
+        if isinstance(worker, Iterator):
+            if self._spent:
+                raise InvalidArgumentError(
+                    f"the worker of {type(self).__name__} is an iterator that failed before, and can't be used again; "
+                    f"set .worker to a function that returns the pairs, or to a list of them"
+                )
+            self._spent = True
         self.delegate.dump_many(worker() if kind == "m" or (kind == "u" and callable(worker)) else worker)
 
     def _calculate_has_data(self) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from attrs import define, field
@@ -17,6 +18,8 @@ __all__ = ["Completion", "PreemptiveStash", "PrimablePreemptiveStash", "Primeabl
 
 V = TypeVar("V")
 
+_priming = threading.local()
+
 
 class Primeable(ABC):
     """Something that can be made ready before it is used."""
@@ -29,7 +32,7 @@ class Primeable(ABC):
 class PrimeableStash(Stash[V], Primeable):
     """A stash that is primed before it is read; to be mixed in before a stash that has the data.
 
-    Every read (``load``, ``get``, ``[]``, ``in``, ``len``, ``keys``, …) primes first.
+    Whatever is done with it by key, or to list it, primes first; ``prime()`` itself may use it.
 
     Examples
     --------
@@ -47,59 +50,91 @@ class PrimeableStash(Stash[V], Primeable):
         if isinstance(delegate, Primeable):
             delegate.prime()
 
+    def _ready(self) -> None:
+        # prime() may itself use the stash.
+        busy: set[int] = _priming.__dict__.setdefault("stashes", set())
+        if id(self) not in busy:
+            busy.add(id(self))
+            try:
+                self.prime()
+            finally:
+                busy.discard(id(self))
+
     def _fetch(self, name: str) -> V | Missing:
-        self.prime()
+        self._ready()
         return super()._fetch(name)
+
+    def dump(self, name: str, inst: V) -> None:
+        """Prime, so that it does not write over the value later, and keep it."""
+        self._ready()
+        super().dump(name, inst)  # type: ignore[safe-super]
+
+    def delete(self, name: str) -> bool:
+        """Prime, so that it does not bring the key back, and remove it."""
+        self._ready()
+        return super().delete(name)  # type: ignore[safe-super]
 
     def exists(self, name: str) -> bool:
         """Prime, and return whether a key is there."""
-        self.prime()
+        self._ready()
         return super().exists(name)
 
     def keys(self) -> Iterable[str]:
         """Prime, and return the keys."""
-        self.prime()
+        self._ready()
         return super().keys()  # type: ignore[safe-super]
 
     @native
     def __len__(self) -> int:
-        self.prime()
+        self._ready()
         return super().__len__()
 
     @native
     def __bool__(self) -> bool:
-        self.prime()
+        self._ready()
         return super().__bool__()
 
     @native
     def add(self, name: str, inst: V) -> bool:
         """Prime, and keep a value only if there is none."""
-        self.prime()
+        self._ready()
         return super().add(name, inst)
 
     @native
     def update(self, name: str, fn: Any, default: Any = None) -> V:
         """Prime, and replace a value by what a function makes of it."""
-        self.prime()
+        self._ready()
         return super().update(name, fn, default)
 
     @native
     def items(self) -> Iterable[tuple[str, V]]:
         """Prime, and iterate over keys with their values."""
-        self.prime()
+        self._ready()
         return super().items()
 
     @native
     def values(self) -> Iterable[V]:
         """Prime, and iterate over the values."""
-        self.prime()
+        self._ready()
         return super().values()
 
     @native
     def load_many(self, names: Iterable[str]) -> dict[str, V]:
         """Prime, and return the values of those keys that are there."""
-        self.prime()
+        self._ready()
         return super().load_many(names)
+
+    @native
+    def dump_many(self, items: Mapping[str, V] | Iterable[tuple[str, V]]) -> None:
+        """Prime, and keep many values."""
+        self._ready()
+        super().dump_many(items)
+
+    @native
+    def delete_many(self, names: Iterable[str]) -> int:
+        """Prime, and remove many keys."""
+        self._ready()
+        return super().delete_many(names)
 
 
 @define(slots=False, eq=False)

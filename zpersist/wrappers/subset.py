@@ -63,6 +63,11 @@ class KeySubsetStash(ReadOnlyDelegateStash[V]):
     def __attrs_post_init__(self) -> None:
         self._members = frozenset(self.key_subset)
 
+    @property
+    def ordered(self) -> bool:  # type: ignore[override]
+        """Whether keys come in code-point order: if they are taken from a delegate that is ordered."""
+        return self.dynamic_subset and self.delegate.ordered
+
     def _fetch(self, name: str) -> V | Missing:
         return self.delegate._fetch(name) if name in self._members else MISSING
 

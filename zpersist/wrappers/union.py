@@ -52,12 +52,12 @@ class UnionStash(ReadOnlyStash[V], CloseableStash[V]):
     @property
     def shared(self) -> bool:  # type: ignore[override]
         """Whether other processes see the same: if they do for all."""
-        return all(stash.shared for stash in self.stashes)
+        return bool(self.stashes) and all(stash.shared for stash in self.stashes)
 
     @property
     def durable(self) -> bool:  # type: ignore[override]
         """Whether all stashes are durable."""
-        return all(stash.durable for stash in self.stashes)
+        return bool(self.stashes) and all(stash.durable for stash in self.stashes)
 
     def _fetch(self, name: str) -> V | Missing:
         for stash in self.stashes:

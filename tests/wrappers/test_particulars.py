@@ -1,0 +1,421 @@
+"""What single wrappers do beyond the conformance suite."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from zpersist import (
+    CacheFactoryStash,
+    CacheStash,
+    DelegateStash,
+    DictionaryStash,
+    DirectoryStash,
+    FactoryStash,
+    Failure,
+    FailureFilterStash,
+    InvalidArgumentError,
+    KeyLimitStash,
+    KeySubsetStash,
+    LRUCacheStash,
+    MultiProcessStash,
+    OneShotFactoryStash,
+    PrimeableStash,
+    ProtectiveStash,
+    ReadOnlyDelegateStash,
+    ReadOnlyError,
+    ReadOnlyStash,
+    ShelveStash,
+    SortedStash,
+    SqliteStash,
+    StorageError,
+    UnionStash,
+)
+from zpersist.testing.reading import in_threads
+
+
+class Counting(ReadOnlyStash):
+    def __init__(self, keys=("a", "b"), make=str.upper):
+        self.made = []
+        self.names = keys
+        self.make = make
+
+    def load(self, name):
+        self.made.append(name)
+        return self.make(name)
+
+    def keys(self):
+        return self.names
+
+
+def test_factory_makes_once_also_none():
+    factory = Counting(make=lambda name: None)
+    stash = FactoryStash(DictionaryStash(), factory)
+    assert [stash["a"], stash["a"], stash.load("a"), len(stash)] == [None, None, None, 2]
+    assert factory.made == ["a"]
+    again = FactoryStash(DictionaryStash(), factory, dump_factory_nones=False)
+    assert [again["a"], again["a"]] == [None, None]
+    assert factory.made == ["a"] * 3
+
+
+def test_factory_keys_are_all_that_can_be_had():
+    stash = FactoryStash(DictionaryStash({"old": 1}), Counting())
+    for _ in range(2):
+        assert sorted(stash.keys()) == ["a", "b", "old"]
+        assert "b" in stash
+        assert stash["a"] == "A"
+    assert not stash.add("b", 1)
+    assert stash.update("b", lambda value: value * 2) == "BB"
+    stash.clear()
+    assert sorted(stash.keys()) == ["a", "b"]
+    assert list(CacheFactoryStash(DictionaryStash({"old": 1}), Counting())) == [("a", "A"), ("b", "B")]
+
+
+def test_factory_that_lists_nothing():
+    factory = Counting(keys=())
+    stash = FactoryStash(DictionaryStash(), factory)
+    assert [stash["x"], stash.get("x"), stash.load("y")] == ["X", "X", "Y"]
+    assert factory.made == ["x", "y"]
+    assert {"x", "y"} == stash.keys()
+
+
+@pytest.mark.parametrize("make", [DictionaryStash, lambda: DirectoryStash("d"), lambda: SqliteStash("s.db")])
+def test_threads_make_once(elsewhere, make):
+    factory = Counting(make=lambda name: (threading.Event().wait(0.02), name)[1])
+    with FactoryStash(make(), factory) as stash:
+        assert in_threads(8, lambda number: stash["ab"[number % 2]]) == list("abababab")
+    assert sorted(factory.made) == ["a", "b"]
+
+
+@pytest.mark.parametrize("kind", [DirectoryStash, SqliteStash, ShelveStash])
+def test_processes_make_once(elsewhere, kind):
+    fork = multiprocessing.get_context("fork")
+    barrier = fork.Barrier(4)
+
+    def make(name):
+        fd = os.open("made", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.write(fd, b"x")
+        os.close(fd)
+        threading.Event().wait(0.05)
+        return name
+
+    def use():
+        barrier.wait()
+        with FactoryStash(kind("data"), Counting(make=make)) as stash:
+            assert stash["a"] == "a"
+
+    children = [fork.Process(target=use) for _ in range(4)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join()
+        assert child.exitcode == 0
+        child.close()
+    assert Path("made").read_bytes() == b"x"
+
+
+def test_factory_clears_what_can_be_written():
+    source = DictionaryStash({"a": 1})
+    FactoryStash(DictionaryStash(), source).clear()
+    assert not source
+    kept = ReadOnlyDelegateStash(DictionaryStash({"a": 1}))
+    FactoryStash(DictionaryStash(), kept).clear()
+    assert kept
+
+
+# one shot
+
+
+def test_one_shot_of_every_kind_of_worker():
+    for worker in ([("a", 1)], lambda: [("a", 1)], {"a": 1}.items(), iter([("a", 1)])):
+        stash = OneShotFactoryStash(DictionaryStash(), worker)
+        assert "a" in stash
+        assert list(stash) == [("a", 1)]
+
+    class Own(OneShotFactoryStash):
+        @property
+        def worker(self):
+            return [("a", 1)]
+
+        @worker.setter
+        def worker(self, value):
+            pass
+
+        def _get_worker_type(self):
+            return "a"
+
+    assert list(Own(DictionaryStash())) == [("a", 1)]
+    with pytest.raises(InvalidArgumentError, match="has no worker"):
+        len(OneShotFactoryStash(DictionaryStash()))
+
+
+@pytest.mark.parametrize(
+    "make", [DictionaryStash, lambda: DirectoryStash("d"), lambda: SqliteStash("s.db"), lambda: ShelveStash("s")]
+)
+def test_a_worker_that_failed_is_run_again(elsewhere, make):
+    trouble = [True]
+
+    def worker():
+        yield "a", 1
+        if trouble:
+            raise ZeroDivisionError
+        yield "b", 2
+
+    with make() as delegate:
+        for _ in range(2):
+            with pytest.raises(ZeroDivisionError):
+                list(OneShotFactoryStash(delegate, worker))
+        trouble.clear()
+        assert dict(OneShotFactoryStash(delegate, worker)) == {"a": 1, "b": 2}
+        trouble.append(True)
+        assert dict(OneShotFactoryStash(delegate, worker)) == {"a": 1, "b": 2}
+
+
+def test_an_iterator_that_failed_is_not_taken_for_finished():
+    def worker():
+        yield "a", 1
+        raise ZeroDivisionError
+
+    stash = OneShotFactoryStash(DictionaryStash(), worker())
+    with pytest.raises(ZeroDivisionError):
+        len(stash)
+    with pytest.raises(InvalidArgumentError, match="can't be used again"):
+        len(stash)
+
+
+def test_a_dump_before_the_first_read_does_not_stop_the_filling(elsewhere):
+    stash = OneShotFactoryStash(DictionaryStash(), [("a", 1), ("b", 2)])
+    stash.dump("a", 10)
+    stash.dump("x", 3)
+    assert dict(stash) == {"a": 10, "b": 2, "x": 3}
+
+    class Two(MultiProcessStash):
+        def _create_data(self):
+            return ["a", "b"]
+
+        def _process(self, chunk):
+            yield from ((name, 1) for name in chunk)
+
+    stash = Two(DirectoryStash("data"), workers=1)
+    stash["x"] = 2
+    assert dict(stash) == {"a": 1, "b": 1, "x": 2}
+
+
+@pytest.mark.parametrize("make", [lambda: ShelveStash("data"), lambda: SqliteStash("data.db")])
+def test_a_filling_that_failed_is_not_taken_for_finished(elsewhere, make):
+    class Half(MultiProcessStash):
+        def _create_data(self):
+            return range(6)
+
+        def _process(self, chunk):
+            for number in chunk:
+                if number == 5 and os.path.exists("trouble"):
+                    raise ZeroDivisionError
+                yield str(number), number
+
+    Path("trouble").touch()
+    with make() as delegate, pytest.raises(ZeroDivisionError):
+        len(Half(delegate, workers=1, chunk_size=2))
+    os.unlink("trouble")
+    with make() as delegate:
+        stash = Half(delegate, workers=1, chunk_size=2)
+        assert len(stash) == 6
+        stash.clear()
+        assert not delegate
+
+
+def test_prime_may_use_the_stash():
+    class Own(PrimeableStash, DelegateStash):
+        primed = 0
+
+        def prime(self):
+            super().prime()
+            self.primed += 1
+            self.dump("a", len(self))
+
+    outer = Own(Own(DictionaryStash()))
+    assert outer["a"] >= 0
+    assert outer.primed == 1
+    assert outer.delegate.primed >= 1
+
+
+# caches
+
+
+def test_cache_is_never_stale_in_its_process():
+    delegate = DictionaryStash({"a": 1})
+    stash = CacheStash(delegate)
+    assert [stash["a"], stash.get("b")] == [1, None]
+    delegate.dump("b", 2)
+    assert stash["b"] == 2
+    stash.dump("a", 3)
+    assert [stash["a"], delegate["a"], stash.cache_stash["a"]] == [3, 3, 3]
+    assert stash.update("a", lambda value: value + 1) == stash["a"] == 4
+    assert [stash.delete("a"), "a" in stash, stash.load("a")] == [True, False, None]
+    stash.clear()
+    assert [len(delegate), len(stash.cache_stash)] == [0, 0]
+
+
+def test_cache_does_not_keep_what_was_read_before_a_write():
+    class Slow(DictionaryStash):
+        def load(self, name):
+            value = super().load(name)
+            if read is not None:
+                read.set()
+                written.wait()
+            return value
+
+    read, written = threading.Event(), threading.Event()
+    delegate = Slow({"a": "old"})
+    stash = CacheStash(delegate)
+    reader = threading.Thread(target=stash.load, args=("a",))
+    reader.start()
+    read.wait()
+    stash.dump("a", "new")
+    written.set()
+    reader.join()
+    read = None
+    assert stash["a"] == "new"
+
+
+def test_a_value_that_could_not_be_kept_is_not_cached(elsewhere):
+    stash = CacheStash(DirectoryStash("data"))
+    stash.dump("a", 1)
+    with pytest.raises(TypeError):
+        stash.dump("a", lambda: None)
+    assert stash["a"] == 1
+
+
+def test_lru():
+    stash = LRUCacheStash(2)
+    for key in "ab":
+        stash.dump(key, key)
+    for use in (lambda: stash["a"], lambda: stash.get("a"), lambda: stash.load("a"), lambda: stash.load_many(["a"])):
+        stash.load("b")
+        use()
+        stash.dump("c", 1)
+        assert list(stash.keys()) == ["a", "c"]
+        stash.delete("c")
+        stash.dump("b", "b")
+    assert repr(stash) == "LRUCacheStash(2)"
+    for wrong in (0, -1, 1.5, True, None):
+        with pytest.raises(InvalidArgumentError, match="maxsize"):
+            LRUCacheStash(wrong)
+
+
+# subsets, limits, order, unions
+
+
+def test_limit():
+    stash = KeyLimitStash(DictionaryStash(dict.fromkeys("abc", 1)), 2)
+    assert [list(stash.keys()), len(stash), "c" in stash, stash.load("c"), stash.get("c", 0)] == [
+        ["a", "b"],
+        2,
+        False,
+        None,
+        0,
+    ]
+    with pytest.raises(KeyError):
+        stash["c"]
+    assert not stash.delete("c")
+    for wrong in (-1, 1.5, True, None, "2"):
+        with pytest.raises(InvalidArgumentError, match="limit"):
+            KeyLimitStash(DictionaryStash(), wrong)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_subset_from_a_file(elsewhere, dynamic):
+    Path("keys.txt").write_text("b\n\na\nb\nmissing\n")
+    stash = KeySubsetStash(DirectoryStash("data"), Path("keys.txt"), dynamic)
+    stash.delegate.dump_many({"a": 1, "b": None, "c": 3})
+    for _ in range(2):
+        assert sorted(stash.keys()) == ["a", "b"]
+    assert [stash.get("c", 0), stash["b"], "missing" in stash] == [0, None, False]
+    with pytest.raises(StorageError, match="subset of keys"):
+        KeySubsetStash(DictionaryStash(), Path("absent.txt"))
+    with pytest.raises(InvalidArgumentError, match="key_subset"):
+        KeySubsetStash(DictionaryStash(), "abc")
+
+
+def test_order_is_stated_where_it_holds():
+    plain = DictionaryStash()
+    assert not SortedStash(plain, int).ordered
+    assert SortedStash(plain).ordered
+    assert not FactoryStash(SortedStash(plain), plain).ordered
+    assert not KeySubsetStash(SortedStash(plain), ("b", "a")).ordered
+    assert CacheFactoryStash(plain, SortedStash(plain)).ordered
+    assert CacheStash(SortedStash(plain)).ordered
+
+
+def test_union():
+    stash = UnionStash([DictionaryStash({"k": 1}), DictionaryStash({"x": 2, "k": 10}), DictionaryStash({"n": None})])
+    assert [list(stash), len(stash), list(stash.values())] == [[("k", 1), ("x", 2), ("n", None)], 3, [1, 2, None]]
+    assert [stash.get("absent", 0), stash["n"], UnionStash(()).shared] == [0, None, False]
+    for wrong in (DictionaryStash(), 3, [{}]):
+        with pytest.raises(TypeError, match="must be"):
+            UnionStash(wrong)
+
+
+# others
+
+
+def test_read_only():
+    stash = ReadOnlyDelegateStash(DictionaryStash({"a": 1}))
+    stash.dump("a", 2)
+    stash.clear()
+    assert [stash.delete("a"), stash.add("b", 1), dict(stash)] == [False, False, {"a": 1}]
+    with pytest.raises(ReadOnlyError):
+        stash.update("a", str)
+    stash.strict = True
+    for write in (stash.clear, lambda: stash.dump("a", 2), lambda: stash.delete("a"), lambda: stash.add("b", 1)):
+        with pytest.raises(ReadOnlyError, match="read only"):
+            write()
+
+
+def test_protective(elsewhere, caplog):
+    stash = ProtectiveStash(DirectoryStash("data"), True)
+    stash.dump("a", lambda: None)
+    assert stash.add("b", lambda: None)
+    assert not stash.add("b", lambda: None)
+    assert [type(error).__name__ for error in stash.values()] == ["EncodeError"] * 2
+    assert "can not keep 'a'" in caplog.text
+    with pytest.raises(ValueError, match="the key is empty"):
+        stash.dump("", 1)
+
+
+def test_failures_are_hidden(elsewhere):
+    results = DictionaryStash({"a": 1, "b": Failure(ValueError("no"))})
+    stash = FailureFilterStash(results, "good.dat")
+    for _ in range(2):
+        assert [list(stash), "b" in stash, stash.get("b", 0), len(stash)] == [[("a", 1)], False, 0, 1]
+        stash = FailureFilterStash(results, "good.dat")
+    stash.dump("b", 2)
+    assert dict(stash) == {"a": 1, "b": 2}
+
+
+def test_delegate_by_default_keeps_nothing():
+    stash = DelegateStash()
+    stash.dump("a", 1)
+    assert [stash.load("a"), len(stash), stash.delete("a")] == [None, 0, False]
+
+
+def test_what_a_subclass_overrides_and_what_it_does_on_the_way():
+    class Own(CacheStash):
+        cleared = 0
+
+        def clear(self):
+            self.cleared += 1
+            super().clear()
+
+    class Sub(Own):
+        def keys(self):
+            return sorted(super().keys())
+
+    stash = Sub(DictionaryStash({"b": 1, "a": 2}))
+    assert [list(stash), stash["a"], len(stash.cache_stash)] == [[("a", 2), ("b", 1)], 2, 2]
+    stash.clear()
+    assert [stash.cleared, len(stash), len(stash.cache_stash)] == [1, 0, 0]
