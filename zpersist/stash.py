@@ -20,6 +20,7 @@ from typing import Any, Final, Generic, Literal, Self, TypeVar
 from zpersist.chunking import chunks
 from zpersist.errors import InvalidArgumentError, MissingKeyError, ReadOnlyError, UnsupportedOperationError
 from zpersist.flights import flights
+from zpersist.keys import check_key
 from zpersist.mapping import StashMapping
 
 __all__ = [
@@ -168,6 +169,9 @@ class Stash(ABC, Generic[V]):
     def _companion(self, purpose: str) -> Stash[Any]:
         raise UnsupportedOperationError(f"{self!r} has no place for a {purpose} beside its values")
 
+    def _outdated(self) -> None:
+        """Let go what is cached, for others have written."""
+
     # the atomic pair
 
     def add(self, name: str, inst: V) -> bool:
@@ -238,9 +242,8 @@ class Stash(ABC, Generic[V]):
             self.delete(name)
         self._cleared()
 
-    # What else goes when everything has been deleted.
     def _cleared(self) -> None:
-        pass
+        """Let go what else goes when everything has been deleted."""
 
     def load_many(self, names: Iterable[str]) -> dict[str, V]:
         """Return the values of those keys that are there."""
@@ -401,7 +404,11 @@ class ReadOnlyStash(Stash[V]):
 
     def delete(self, name: str) -> bool:
         """Delete nothing, or raise if :attr:`strict`."""
+        check_key(name)
         return self._refuse(f"delete({name!r})")
+
+    def __delitem__(self, name: str) -> None:
+        self.delete(name)
 
     def clear(self) -> None:
         """Delete nothing, or raise if :attr:`strict`."""

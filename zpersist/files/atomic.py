@@ -12,7 +12,10 @@ import errno
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import cache
+from hashlib import blake2b
 from itertools import count
+from pathlib import Path
 from typing import Literal
 
 from zpersist.errors import InvalidArgumentError, OutcomeUnknownError, StorageError
@@ -36,6 +39,16 @@ TEMPORARY_PREFIX = ".zpersist-"
 
 _MOST_PARTS = 512
 _serial = count()
+
+
+@cache
+def place_of_process() -> str:
+    """Return a mark of where the number of this process means something: its boot and PID namespace."""
+    marks = [os.uname().nodename]
+    with suppress(OSError):
+        marks.append(os.readlink("/proc/self/ns/pid"))
+        marks.append(Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii"))
+    return blake2b("\0".join(marks).encode(), digest_size=4).hexdigest()
 
 
 def check_durability(value: str) -> Durability:
@@ -82,7 +95,9 @@ def write_file(
         The new content is in place, but its directory could not be synced.
     """
     folder = os.path.dirname(path)
-    temporary = f"{folder}/{TEMPORARY_PREFIX}{os.getpid():x}-{next(_serial):x}-{os.urandom(4).hex()}.tmp"
+    temporary = (
+        f"{folder}/{TEMPORARY_PREFIX}{place_of_process()}-{os.getpid():x}-{next(_serial):x}-{os.urandom(4).hex()}.tmp"
+    )
     try:
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except FileNotFoundError:

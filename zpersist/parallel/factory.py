@@ -7,14 +7,14 @@ from typing import Any, TypeVar
 
 from attrs import define, field
 
-from zpersist.errors import InvalidArgumentError, UnsupportedOperationError
+from zpersist.errors import InvalidArgumentError
 from zpersist.failure import Failure
 from zpersist.parallel.multiprocess import MultiProcessStash, _check_workers
 from zpersist.parallel.pool import Chunk
 from zpersist.stash import MISSING, Stash
-from zpersist.stores.memory import DictionaryStash
 from zpersist.stores.noop import NoopStash
 from zpersist.wrappers.delegate import check_stash
+from zpersist.wrappers.prime import companion_of
 
 __all__ = ["MultiProcessDefaultStash", "MultiProcessFactoryStash", "MultiProcessRobustStash"]
 
@@ -163,10 +163,7 @@ class MultiProcessRobustStash(MultiProcessFactoryStash[V]):
         return missing + [name for name in self._failures().keys() if name not in known and self.factory.exists(name)]
 
     def _failures(self) -> Stash[Any]:
-        try:
-            return self.delegate._companion("failures")
-        except UnsupportedOperationError:
-            return DictionaryStash()
+        return companion_of(self.delegate, "failures")
 
     def _finished(self, chunk: Chunk, failed: list[str]) -> None:
         failures = self._failures()

@@ -225,6 +225,7 @@ class MultiProcessStash(PrimablePreemptiveStash[V]):
                 told=told,
             ):
                 self.delegate.dump_many(outcome.pairs)
+                self.delegate._outdated()
                 yield chunk, outcome
 
 

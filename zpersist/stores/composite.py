@@ -151,12 +151,14 @@ class DirectoryCompositeStash(DirectoryStash[V]):
     def dump(self, name: str, inst: V) -> None:
         """Keep an object; groups that it lacks altogether stay as they are."""
         data = getattr(inst, self.attribute_name)
-        order, groups = self._to_composite(data)
         rest = copy.copy(inst)
         object.__setattr__(rest, self.attribute_name, None)
         make_directory(self._root)
         with directory_lock(self._root, shared=False):
             before = self._context(name)
+            if before is not None:
+                data = self._completed(name, data)
+            order, groups = self._to_composite(data)
             tokens = {} if before is None else before.tokens
             if before is not None:
                 order += [key for key in before.order if key not in data]
@@ -165,11 +167,29 @@ class DirectoryCompositeStash(DirectoryStash[V]):
             if lacking:
                 raise MissingDataKeysError(lacking)
             token = uuid.uuid4().hex
-            for group, values in groups:
-                self._stash_by_group[group].dump(name, (token, values))
             tokens = {**tokens, **{group: token for group, _ in groups}}
             context: Any = tuple(_Context(rest, isinstance(data, OrderedDict), order, tokens))
-            self._write(name, context, os.replace)
+            # All is encoded before anything is written: what can't be encoded leaves the old object whole.
+            files: list[tuple[DirectoryStash[Any], Any]] = [
+                *((self._stash_by_group[group], (token, values)) for group, values in groups),
+                (self, context),
+            ]
+            ready = [(stash, stash._file(name), stash._parts(stash._file(name), name, value)) for stash, value in files]
+            for stash, path, parts in ready:
+                stash._put(path, parts, os.replace)
+
+    def _completed(self, name: str, data: dict[str, Any]) -> dict[str, Any]:
+        """Return the data with those keys that ``load_keys`` left out of groups it loaded."""
+        left_out = set() if self.load_keys is None else set(self._stash_by_attribute) - self.load_keys
+        kept: dict[str, Any] = {}
+        for group in self._groups:
+            lacking = (group - set(data)) & left_out
+            if lacking and not group.isdisjoint(data):
+                part = self._stash_by_attribute[next(iter(group))].load(name)
+                kept.update((key, part[1][key]) for key in lacking if part is not None)
+        if not kept:
+            return data
+        return type(data)([*data.items(), *kept.items()])
 
     def _context(self, name: str) -> _Context | None:
         context: Any = DirectoryStash._fetch(self, name)

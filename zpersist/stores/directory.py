@@ -16,6 +16,7 @@ from attrs import define, field, setters
 from zpersist.codecs import Codec, PickleCodec
 from zpersist.errors import CorruptValueError, InvalidArgumentError
 from zpersist.files.atomic import (
+    Buffer,
     Durability,
     check_durability,
     make_directory,
@@ -26,6 +27,7 @@ from zpersist.files.atomic import (
 from zpersist.files.envelope import open_frame, pack, read_file, read_open
 from zpersist.files.locks import KeyLocks, directory_lock
 from zpersist.files.paths import as_path
+from zpersist.files.sweep import sweep, sweep_once
 from zpersist.keys import SURELY_PLAIN, check_str_key, from_file_name, is_digested, to_file_name
 from zpersist.stash import MISSING, Missing, Stash, native
 
@@ -140,8 +142,14 @@ class DirectoryStash(Stash[V]):
 
     def _write(self, name: str, inst: V, place: Callable[[str, str], None]) -> None:
         path = self._file(name)
+        self._put(path, self._parts(path, name, inst), place)
+
+    def _parts(self, path: str, name: str, inst: V) -> list[Buffer]:
         tag = name if is_digested(path[: len(path) - len(self._suffix)]) else ""
-        parts = pack(self.codec, inst, tag=tag)
+        return pack(self.codec, inst, tag=tag)
+
+    def _put(self, path: str, parts: list[Buffer], place: Callable[[str, str], None]) -> None:
+        sweep_once(self._root)
         try:
             write_file(path, parts, durability=self.durability, place=place)
         except FileNotFoundError:
@@ -264,6 +272,7 @@ class DirectoryStash(Stash[V]):
             name = path.name.removesuffix(self._suffix)
             if path.name.startswith(self._prefix) and is_digested(name) and path.is_file():
                 path.unlink(missing_ok=True)
+        sweep(self._root)
         shutil.rmtree(f"{self._root}/{_HOUSE}", ignore_errors=True)
 
     def _flight(self, name: str) -> AbstractContextManager[None]:

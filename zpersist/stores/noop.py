@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from attrs import define
 
+from zpersist.keys import check_key
 from zpersist.stash import MISSING, Missing, Stash, native
 
 __all__ = ["NoopStash"]
@@ -40,6 +41,7 @@ class NoopStash(Stash[V]):
 
     def delete(self, name: str) -> bool:
         """Return ``False``: there was nothing."""
+        check_key(name)
         return False
 
     def exists(self, name: str) -> bool:

@@ -19,6 +19,10 @@ from zpersist.stash import MISSING, CloseableStash, Missing, ReadOnlyStash
 __all__ = ["ZipStash"]
 
 
+def _absolute(path: object) -> Path:
+    return as_path(path).absolute()
+
+
 def _check_root(stash: object, attribute: Any, root: Any) -> None:
     if root is not None and (not isinstance(root, str) or not root or root.startswith("/") or root.endswith("/")):
         raise InvalidArgumentError(f"Roots can not start or end with a slash, nor be empty: {root!r}")
@@ -31,7 +35,7 @@ class ZipStash(ReadOnlyStash[bytes | str], CloseableStash[bytes | str]):
     Parameters
     ----------
     path :
-        The archive.
+        The archive.  A relative one is taken from the working directory at construction; another one may be set.
     root :
         Only what lies below this folder of the archive, named from there.
     encoding :
@@ -63,7 +67,7 @@ class ZipStash(ReadOnlyStash[bytes | str], CloseableStash[bytes | str]):
     shared = True
     durable = True
 
-    path: Path = field(converter=as_path)
+    path: Path = field(converter=_absolute)
     root: str | None = field(default=None, validator=_check_root)
     encoding: str | None = field(default=None)
     _lock: threading.RLock = field(init=False, repr=False, factory=threading.RLock)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import threading
 import weakref
+from contextlib import suppress
 from types import MemberDescriptorType
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,9 +18,21 @@ from zpersist.errors import OwnerError, WorkNameError
 if TYPE_CHECKING:
     from zpersist.work.work import PersistedWork
 
-__all__ = ["WorkAttribute", "class_registry", "find_work", "keep_work", "own_attribute", "reference_to"]
+__all__ = [
+    "WORK_NAME",
+    "WorkAttribute",
+    "class_registry",
+    "find_work",
+    "keep_work",
+    "own_attribute",
+    "own_attributes",
+    "reference_to",
+]
 
 _REGISTRY = "__zpersist_registry__"
+
+#: The attribute of a decorated method that says under which name its work is found.
+WORK_NAME = "__persisted_name__"
 
 
 class _Reference(Protocol):
@@ -103,6 +116,7 @@ def _room(owner: object, name: str) -> dict[str, Any] | MemberDescriptorType:
         works: dict[str, Any] = class_registry(owner).setdefault("works", {})
         return works
     slot = getattr(type(owner), name, None)
+    slot = slot.slot if isinstance(slot, WorkAttribute) else slot
     if isinstance(slot, MemberDescriptorType):
         return slot
     attributes = getattr(owner, "__dict__", None)
@@ -122,7 +136,10 @@ def find_work(owner: object, name: str, kind: type[PersistedWork]) -> PersistedW
     if isinstance(room, dict):
         work = room.get(name)
     else:
-        work = room.__get__(owner, type(owner)) if hasattr(owner, name) else None
+        try:
+            work = room.__get__(owner, type(owner))
+        except AttributeError:
+            work = None
     if work is None:
         return None
     if not isinstance(work, kind):
@@ -145,36 +162,64 @@ def keep_work(owner: object, name: str, work: PersistedWork) -> None:
 
 
 class WorkAttribute:
-    """Gives each instance its own work, also after ``copy.copy`` has copied a reference to another one's."""
+    """Gives each instance its own work, also after ``copy.copy`` has copied a reference to another one's.
 
-    def __init__(self, name: str, kind: type[PersistedWork]) -> None:
+    Stands in the class for the attribute, or before the slot, under which instances have the work.
+    """
+
+    def __init__(self, name: str, kind: type[PersistedWork], slot: MemberDescriptorType | None) -> None:
         self._name = name
         self._kind = kind
+        self.slot = slot
 
     def __get__(self, owner: Any, cls: type | None = None) -> Any:
         if owner is None:
             return self
-        value = owner.__dict__.get(self._name, self)
-        if value is self:
+        if self.slot is not None:
+            value = self.slot.__get__(owner, cls)
+        elif self._name in owner.__dict__:
+            value = owner.__dict__[self._name]
+        else:
             raise AttributeError(f"{type(owner).__name__!r} object has no attribute {self._name!r}")
         return find_work(owner, self._name, self._kind) if isinstance(value, self._kind) else value
 
     def __set__(self, owner: Any, value: object) -> None:
-        owner.__dict__[self._name] = value
+        if self.slot is None:
+            owner.__dict__[self._name] = value
+        else:
+            self.slot.__set__(owner, value)
 
     def __delete__(self, owner: Any) -> None:
-        try:
-            del owner.__dict__[self._name]
-        except KeyError:
-            raise AttributeError(self._name) from None
+        if self.slot is not None:
+            self.slot.__delete__(owner)
+        elif owner.__dict__.pop(self._name, self) is self:
+            raise AttributeError(self._name)
 
 
 def own_attribute(cls: type, name: str, kind: type[PersistedWork]) -> None:
     """Make a class hand out each instance's own work, if the class has room for that."""
-    if hasattr(cls, name) or cls.__dictoffset__ == 0:
+    slot = getattr(cls, name, None)
+    if isinstance(slot, MemberDescriptorType):
+        cls = slot.__objclass__
+    elif hasattr(cls, name) or cls.__dictoffset__ == 0:
         return
-    try:
-        setattr(cls, name, WorkAttribute(name, kind))
-    except (AttributeError, TypeError):
+    else:
+        slot = None
+    with suppress(AttributeError, TypeError):
         # A class that can't be changed: instances get their own work when the method is called.
+        setattr(cls, name, WorkAttribute(name, kind, slot))
+
+
+_looked_at: weakref.WeakSet[type] = weakref.WeakSet()
+
+
+def own_attributes(cls: type, kind: type[PersistedWork]) -> None:
+    """Do so for all works of a class that its decorated methods name, once."""
+    if cls in _looked_at:
         return
+    _looked_at.add(cls)
+    for base in cls.__mro__:
+        for value in tuple(vars(base).values()):
+            name = getattr(getattr(value, "fget", value), WORK_NAME, None)
+            if isinstance(name, str):
+                own_attribute(cls, name, kind)

@@ -16,7 +16,7 @@ from zpersist.codecs import Codec
 from zpersist.errors import InvalidArgumentError, WorkNameError
 from zpersist.files.atomic import Durability
 from zpersist.stash import MISSING, Stash
-from zpersist.work.attach import find_work, keep_work, own_attribute
+from zpersist.work.attach import WORK_NAME, find_work, keep_work, own_attribute
 from zpersist.work.work import PersistedWork
 
 __all__ = ["Spec", "persisted"]
@@ -264,6 +264,7 @@ def _wrap(fn: Function, spec: Spec, ownerless: bool) -> Function:
         wrapped = _wrap_method(fn, spec)
     if not ownerless:
         wrapped.work = spec.work_of  # type: ignore[attr-defined]
+        setattr(wrapped, WORK_NAME, spec.name)
     return wrapped
 
 

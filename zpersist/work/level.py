@@ -14,6 +14,7 @@ from zpersist.errors import CorruptValueError, StorageError
 from zpersist.files.atomic import Durability, make_directory, storage_error, sync_directory, write_file
 from zpersist.files.envelope import open_frame, pack, read_file
 from zpersist.files.locks import KeyLocks, LockHandle
+from zpersist.files.sweep import sweep_once
 from zpersist.stash import MISSING, Stash
 
 __all__ = ["FileLevel", "Level", "StashLevel"]
@@ -100,6 +101,7 @@ class FileLevel:
 
     def dump(self, value: object) -> None:
         self.check()
+        sweep_once(self._folder)
         write_file(self.path, pack(self._codec, value, tag=self._version), durability=self._durability)
 
     def clear(self) -> None:

@@ -12,7 +12,7 @@ from zpersist.codecs import Codec, PickleCodec
 from zpersist.errors import DeallocatedError, InvalidArgumentError
 from zpersist.files.atomic import Durability, check_durability
 from zpersist.stash import MISSING, Stash
-from zpersist.work.attach import class_registry, reference_to
+from zpersist.work.attach import class_registry, own_attributes, reference_to
 from zpersist.work.dealloc import Deallocatable
 from zpersist.work.level import FileLevel, Level, StashLevel
 
@@ -204,6 +204,8 @@ class PersistedWork(Deallocatable):
     @owner.setter
     def owner(self, owner: object) -> None:
         self._ref = reference_to(owner)
+        if not isinstance(owner, type):
+            own_attributes(type(owner), PersistedWork)
         if not self.cache_global:
             return
         cls = owner if isinstance(owner, type) else type(owner)

@@ -109,6 +109,10 @@ class CacheStash(DelegateStash[V]):
 
     def _cleared(self) -> None:
         super()._cleared()
+        self._outdated()
+
+    def _outdated(self) -> None:
+        super()._outdated()
         with self._guard:
             self._writes += 1
             self.cache_stash.clear()

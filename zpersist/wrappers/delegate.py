@@ -160,6 +160,9 @@ class DelegateStash(CloseableStash[V]):
     def _flight(self, name: str) -> AbstractContextManager[None]:
         return self.delegate._flight(name)
 
+    def _outdated(self) -> None:
+        self.delegate._outdated()
+
     def _companion(self, purpose: str) -> Stash[Any]:
         return self.delegate._companion(purpose)
 

@@ -144,6 +144,8 @@ class CacheFactoryStash(FactoryStash[V]):
     """
 
     dump_factory_nones: bool = field(default=False)
+    # Named again, so that it stays the last one.
+    force_clear_factory: bool = field(default=False)
 
     @property
     def ordered(self) -> bool:  # type: ignore[override]

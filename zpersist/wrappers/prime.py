@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
@@ -14,7 +15,7 @@ from zpersist.stash import Missing, Stash, native
 from zpersist.stores.memory import DictionaryStash
 from zpersist.wrappers.delegate import DelegateStash
 
-__all__ = ["Completion", "PreemptiveStash", "PrimablePreemptiveStash", "Primeable", "PrimeableStash"]
+__all__ = ["Completion", "PreemptiveStash", "PrimablePreemptiveStash", "Primeable", "PrimeableStash", "companion_of"]
 
 V = TypeVar("V")
 
@@ -185,6 +186,17 @@ class PrimablePreemptiveStash(PrimeableStash[V], PreemptiveStash[V]):
     """A stash that is primed before it is read, and knows whether it has data."""
 
 
+_fallbacks: weakref.WeakKeyDictionary[Stash[Any], dict[str, Stash[Any]]] = weakref.WeakKeyDictionary()
+
+
+def companion_of(stash: Stash[Any], purpose: str) -> Stash[Any]:
+    """Return the stash for bookkeeping beside a stash; in memory, as long as the stash lives, if it has no place."""
+    try:
+        return stash._companion(purpose)
+    except UnsupportedOperationError:
+        return _fallbacks.setdefault(stash, {}).setdefault(purpose, DictionaryStash())
+
+
 class Completion:
     """Remembers, beside the data, whether filling a stash was begun and whether it was finished.
 
@@ -198,15 +210,13 @@ class Completion:
 
     def __init__(self, stash: Stash[Any]) -> None:
         self._stash = stash
-        try:
-            self.journal = stash._companion("journal")
-        except UnsupportedOperationError:
-            self.journal = DictionaryStash()
+        self.journal = companion_of(stash, "journal")
 
     @property
     def finished(self) -> bool:
         """Whether all data is there."""
-        return bool(self._stash) and self.journal.get("state", "finished") == "finished"
+        state = self.journal.get("state")
+        return state == "finished empty" or (bool(self._stash) and state in (None, "finished"))
 
     def begin(self) -> None:
         """Say that there may be some data, and not all of it."""
@@ -216,4 +226,4 @@ class Completion:
 
     def finish(self) -> None:
         """Say that all data is there."""
-        self.journal.dump("state", "finished")
+        self.journal.dump("state", "finished" if self._stash else "finished empty")
