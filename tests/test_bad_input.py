@@ -246,10 +246,10 @@ def file_uses(path):
     }
 
 
-FILE_USES = sorted(file_uses.__doc__ and [
+FILE_USES = [
     "get a work", "set a work", "clear a work", "load", "dump", "delete", "update", "sqlite", "sqlite load", "zip",
     "keys", "failures",
-])  # fmt: skip
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("use", FILE_USES)
@@ -355,7 +355,6 @@ def test_a_file_without_permission(tmp_path):
             with raises(StorageError, place, "ermission") as caught:
                 do()
             assert caught.value.errno == errno.EACCES
-        assert work_at(tmp_path / "work.dat").is_set()
         assert stash["b"] == 2
         assert sorted(stash.keys()) == ["a", "b"]
 
@@ -408,7 +407,17 @@ def test_a_directory_without_permission(tmp_path):
     assert content(tmp_path) == before
 
 
-def test_a_place_without_permission_is_not_an_empty_one(tmp_path):
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda path: DirectoryStash(path).exists("kept"),
+        lambda path: "kept" in DirectoryStash(path),
+        lambda path: DirectoryStash(path).add("kept", 2),
+        lambda path: work_at(path / "work").is_set(),
+    ],
+    ids=["exists", "in", "add", "is_set"],
+)
+def test_a_place_without_permission_is_not_an_empty_one(ask, tmp_path):
     stash = DirectoryStash(tmp_path / "data")
     stash.dump("kept", 1)
     work_at(tmp_path / "data" / "work").set(1)
@@ -416,14 +425,8 @@ def test_a_place_without_permission_is_not_an_empty_one(tmp_path):
     def use():
         give_up_privileges()
         stash.path.chmod(0)
-        for do in (
-            lambda: stash.exists("kept"),
-            lambda: "kept" in stash,
-            lambda: stash.add("kept", 2),
-            work_at(tmp_path / "data" / "work").is_set,
-        ):
-            with raises(StorageError, tmp_path / "data"):
-                assert do() is True
+        with raises(StorageError, tmp_path / "data"):
+            ask(stash.path)
 
     try:
         assert forked(use) == 0
@@ -549,10 +552,8 @@ def test_a_value_that_can_not_be_pickled(value, stash):
         assert stash["kept"] == ["unharmed"]
 
 
-@pytest.mark.parametrize("value", ["lock", "one that refuses", "too deep"])
+@pytest.mark.parametrize("value", ["generator", "one that refuses", "too deep"])
 def test_a_value_that_dill_can_not_write_either(value, tmp_path):
-    if value == "lock":
-        return  # dill makes a new lock of a lock
     stash = DirectoryStash(tmp_path, codec=DillCodec())
     stash.dump("kept", 1)
     inst = UNPICKLABLE[value]()
@@ -680,7 +681,7 @@ def test_a_bad_limit_of_keys(limit):
 
 @pytest.mark.parametrize("limit", [*NO_LIMIT, None, 0], ids=repr)
 def test_a_bad_limit_of_a_cache(limit):
-    with raises(InvalidArgumentError, "limit", "whole number of at least 1", repr(limit)):
+    with raises(InvalidArgumentError, "maxsize", "whole number of at least 1", repr(limit)):
         LRUCacheStash(limit)
 
 
@@ -768,8 +769,8 @@ def test_a_number_that_is_set_later(name, wrong):
 
 PATTERNS = [
     "", "name.dat", "{}.dat", "{key}.dat", "{name", "name}", "{name}{name}.dat", "{name}-{other}.dat", "{{name}}.dat",
-    "{name!r}.dat", "{name:>10}.dat", "{name.x}", "%s.dat", "$name.dat", "*.dat", "sub/{name}.dat", "{name}/x", "/{name}",
-    "../{name}.dat", "..\\{name}", ".{name}.dat", "{name}\0", "x" * 51 + "{name}", "é" * 50 + "{name}.dat",
+    "{name!r}.dat", "{name:>10}.dat", "{name.x}", "%s.dat", "$name.dat", "*.dat", "sub/{name}.dat", "{name}/x",
+    "/{name}", "../{name}.dat", "..\\{name}", ".{name}.dat", "{name}\0", "x" * 51 + "{name}", "é" * 50 + "{name}.dat",
     "\ud800{name}", None, 3, b"{name}", ["{name}"], True,
 ]  # fmt: skip
 
@@ -792,10 +793,8 @@ def test_a_pattern_that_fits_takes_every_key(pattern, tmp_path):
     assert len(list(stash.keys())) == 5
 
 
-@pytest.mark.parametrize("name", ["a/b", "{x}", "", "../x"])
+@pytest.mark.parametrize("name", ["a/b", "{x}", "{name}", "../x", ".x", "x" * 60])
 def test_a_bad_name_of_an_increment_stash(name, tmp_path):
-    if not name:
-        return
     with raises(InvalidArgumentError, "pattern", name):
         IncrementKeyDirectoryStash(tmp_path, name)
 
@@ -856,7 +855,7 @@ def test_an_owner_after_deallocate(tmp_path):
     before = content(tmp_path)
     owner.deallocate()
     for use in (lambda: owner.v, lambda: owner.w(), lambda: owner.x):
-        with raises(DeallocatedError, "of Owner", "was deallocated", "make a new object"):
+        with raises(DeallocatedError, "Owner was deallocated", "make a new object"):
             use()
     assert content(tmp_path) == before
     assert Owner().v == [1]

@@ -26,7 +26,7 @@ _DIGEST_MARK = "%~"
 _DIGEST_HEX = 40
 
 # Names of devices on Windows, also with an extension; dots and blanks at the ends get lost there.
-_RESERVED = r"(?!(?i:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\.|\Z))"
+_RESERVED = r"(?!(?i:con|prn|aux|nul|com[0-9]|lpt[0-9]|conin\$|conout\$) *(?:\.|\Z))"
 _EDGE = r"0-9a-z_!#$&'()+,;=@\[\]^{}~`\-"
 
 

@@ -674,8 +674,10 @@ def test_a_missing_directory(tmp_path):
     with pytest.raises(FileNotFoundError), directory_lock(str(tmp_path / "missing"), shared=True):
         raise AssertionError
     (tmp_path / "file").touch()
-    with pytest.raises(NotADirectoryError), directory_lock(str(tmp_path / "file"), shared=True):
+    with pytest.raises(StorageError) as caught, directory_lock(str(tmp_path / "file"), shared=True):
         raise AssertionError
+    assert caught.value.errno == errno.ENOTDIR
+    assert str(tmp_path / "file") in str(caught.value)
 
 
 def test_nothing_lies_in_a_locked_directory(tmp_path):

@@ -454,6 +454,49 @@ def test_a_link_with_the_name_of_the_temporary_file(write, hard, dangling, tmp_p
     WRITERS[write](tmp_path)
 
 
+def put_file(path):
+    path.write_bytes(b"mine")
+
+
+def put_directory(path):
+    path.mkdir()
+    (path / "inside").write_bytes(b"mine")
+
+
+@pytest.mark.parametrize("put", [put_file, put_directory, os.mkfifo, lambda path: path.symlink_to("nowhere")])
+@pytest.mark.parametrize("write", WRITERS)
+def test_things_with_names_like_those_of_temporary_files(write, put, tmp_path, monkeypatch):
+    # They are looked at when leftovers are swept.
+    seen = []
+    real = os.open
+
+    def watch(path, flags, *args, **options):
+        if flags & os.O_EXCL:
+            seen.append(os.path.basename(path))
+        return real(path, flags, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", watch)
+        DirectoryStash(tmp_path / "first").dump("a", 1)
+    start, *parts = seen[0].removesuffix(".tmp").split("-")
+    names = {f"{start}.tmp", f"{start}-.tmp", f"{start}----.tmp", f"{start}-", seen[0], f"{seen[0]}x"}
+    for number in range(len(parts)):
+        for odd in ("", "zz", "0", "1", "-1", "7fffffff", "f" * 40, "é", "1_0", " 1", "+1", "0x1"):
+            names.add("-".join([start, *parts[:number], odd, *parts[number + 1 :]]) + ".tmp")
+    for number, name in enumerate(sorted(names)):
+        folder = tmp_path / str(number)
+        (folder / "data").mkdir(parents=True)
+        put(folder / "data" / name)
+        if write == "update":
+            WRITERS["dump"](folder)
+        WRITERS[write](folder)
+        stash = DirectoryStash(folder / "data")
+        assert list(stash.keys()) in (["a"], ["b"], ["work"])
+        assert all(value in ("new", bytes(300_000)) for value in stash.values())
+        stash.clear()
+        assert list(stash.keys()) == []
+
+
 def hold_directory(path):
     with DirectoryStash(path / "data")._flight("a"):
         pass

@@ -24,6 +24,7 @@ __all__ = [
     "Buffer",
     "Durability",
     "check_durability",
+    "close_quietly",
     "make_directory",
     "storage_error",
     "sync_directory",
@@ -60,9 +61,23 @@ def check_durability(value: str) -> Durability:
     raise InvalidArgumentError(f"durability must be 'rename' or 'fsync', not {value!r}")
 
 
+_REMEDIES = {
+    errno.EISDIR: "a directory stands in the place of the file; move it away",
+    errno.ENOTDIR: "a file stands in the place of a directory; move it away",
+    errno.EACCES: "give this user the permission (chmod)",
+    errno.EPERM: "give this user the permission (chmod)",
+    errno.ENOSPC: "make room on the disk",
+    errno.EDQUOT: "make room in the quota",
+    errno.EROFS: "the file system is read only; choose another place",
+    errno.EMFILE: "close files, or raise the limit (ulimit -n)",
+    errno.ENAMETOOLONG: "choose a shorter path",
+}
+
+
 def storage_error(err: OSError, what: str, path: str | os.PathLike[str]) -> StorageError:
-    """Return the error of our tree for one of the operating system's, with its ``errno``."""
-    return StorageError(err.errno, f"{what}: {err.strerror or err}", os.fspath(path))
+    """Return the error of our tree for one of the operating system's, with its ``errno`` and what to do."""
+    remedy = _REMEDIES.get(err.errno or 0)
+    return StorageError(err.errno, f"{what}: {err.strerror or err}{f'; {remedy}' if remedy else ''}", os.fspath(path))
 
 
 def write_file(
@@ -139,7 +154,8 @@ def _write_all(fd: int, parts: Sequence[Buffer]) -> None:
 
 
 def _discard(temporary: str) -> None:
-    with suppress(FileNotFoundError):
+    # What can't be removed now is swept later; the error that led here tells more.
+    with suppress(OSError):
         os.unlink(temporary)
 
 
@@ -163,8 +179,21 @@ def sync_directory(folder: str) -> None:
         ) from err
 
 
-def make_directory(path: str) -> None:
+def close_quietly(fd: int) -> None:
+    """Close a descriptor through which nothing was written: an error then says nothing about what was done."""
+    with suppress(OSError):
+        os.close(fd)
+
+
+def make_directory(path: str, *, durability: Durability = "rename") -> None:
     """Make a directory and its parents, private to the user (mode 0700) where they are new.
+
+    Parameters
+    ----------
+    path :
+        The directory.
+    durability :
+        With ``"fsync"`` the names of new directories are on the disk when the call returns.
 
     Raises
     ------
@@ -189,3 +218,5 @@ def make_directory(path: str) -> None:
                 ) from err
         except OSError as err:
             raise storage_error(err, "can not make the directory", folder) from err
+        if durability == "fsync":
+            sync_directory(os.path.dirname(folder))

@@ -25,7 +25,7 @@ from xxhash import xxh3_64, xxh3_64_intdigest
 
 from zpersist.codecs.base import Codec
 from zpersist.errors import CodecMismatchError, CorruptValueError, FormatVersionError, StorageError
-from zpersist.files.atomic import Buffer, storage_error
+from zpersist.files.atomic import Buffer, close_quietly, storage_error
 from zpersist.files.mapping import map_file
 
 __all__ = [
@@ -38,7 +38,7 @@ __all__ = [
     "read_file",
     "read_open",
     "unpack",
-    "unpack_plain",
+    "unpack_tagged",
 ]
 
 FORMAT_VERSION = 1
@@ -202,7 +202,12 @@ def _body(frame: Frame, body: Buffer, where: str) -> Buffer:
     return body
 
 
-def _slices(frame: Frame, data: memoryview) -> list[memoryview]:
+def _slices(frame: Frame, data: memoryview, where: str) -> list[memoryview]:
+    end = frame.body_length
+    for offset, length in frame.slots:
+        if not 0 <= offset - end < ALIGNMENT or any(data[end:offset]):
+            raise CorruptValueError(_damage(where, "there is something between its buffers"))
+        end = offset + length
     return [data[offset : offset + length] for offset, length in frame.slots]
 
 
@@ -214,17 +219,20 @@ def _check_buffers(frame: Frame, buffers: Sequence[memoryview], where: str) -> N
         raise CorruptValueError(_damage(where, "the checksum of its buffers is wrong"))
 
 
-def unpack_plain(data: bytes, codec: Codec, where: tuple[str, str]) -> Any:
-    """Return the value in an envelope in memory, made without a tag; all of it is checked.
-
-    ``where`` is a key and the place it lies in.
-    """
+def unpack_tagged(data: bytes, codec: Codec, tag: str, place: str) -> Any:
+    """Return the value in an envelope in memory that must have this tag; all of it is checked."""
+    label = tag.encode()
     name = codec.id.encode()
-    body = data[: -_TRAILER_SIZE - len(name)]
+    body = data[: -_TRAILER_SIZE - len(name) - len(label)]
     # An intact value without buffers ends as it would be written now; anything else is looked at closely.
-    if data.endswith(_end_of_plain(body, name, b"")):
+    if data.endswith(_end_of_plain(body, name, label)):
         return codec.loads(body)
-    return unpack(data, codec, f"{where[0]!r} in {where[1]}")[0]
+    value, found = unpack(data, codec, f"{tag!r} in {place}")
+    if found != tag:
+        raise CorruptValueError(
+            f"{place} gives the value of {found!r} for {tag!r}: it is damaged; restore it from a copy"
+        )
+    return value
 
 
 def unpack(data: Buffer, codec: Codec, where: str) -> tuple[Any, str]:
@@ -237,7 +245,7 @@ def unpack(data: Buffer, codec: Codec, where: str) -> tuple[Any, str]:
     body = _body(frame, view[: frame.body_length], where)
     if not frame.slots:
         return codec.loads(body), frame.tag
-    buffers = _slices(frame, view)
+    buffers = _slices(frame, view, where)
     _check_buffers(frame, buffers, where)
     return codec.load_parts(body, buffers), frame.tag
 
@@ -293,7 +301,7 @@ def read_file(path: str, codec: Codec, *, mapped: bool = True) -> tuple[Any, str
     try:
         return read_open(fd, path, codec, mapped=mapped)
     finally:
-        os.close(fd)
+        close_quietly(fd)
 
 
 def read_open(fd: int, path: str, codec: Codec, *, mapped: bool = True) -> tuple[Any, str]:
@@ -320,13 +328,18 @@ def _read_large(fd: int, size: int, path: str, codec: Codec, mapped: bool) -> tu
     if not frame.slots:
         return codec.loads(body), frame.tag
     if mapped:
-        return codec.load_parts(body, _slices(frame, map_file(fd, size))), frame.tag
-    buffers = []
-    for offset, length in frame.slots:
-        # A bytearray makes the loaded object private and writable.
-        buffer = bytearray(length)
-        if os.preadv(fd, [buffer], offset) != length:
+        return codec.load_parts(body, _slices(frame, map_file(fd, size), path)), frame.tag
+    # Bytearrays make the loaded object private and writable.
+    end = frame.slots[-1][0] + frame.slots[-1][1]
+    start = frame.body_length
+    block = bytearray(end - start)
+    view, done = memoryview(block), 0
+    while done < len(block):
+        got = os.preadv(fd, [view[done:]], start + done)
+        if not got:
             raise CorruptValueError(_damage(path, "it was cut while it was read"))
-        buffers.append(memoryview(buffer))
+        done += got
+    gaps = frame._replace(body_length=0, slots=tuple((offset - start, length) for offset, length in frame.slots))
+    buffers = [memoryview(bytearray(part)) for part in _slices(gaps, view, path)]
     _check_buffers(frame, buffers, path)
     return codec.load_parts(body, buffers), frame.tag

@@ -24,7 +24,7 @@ from types import TracebackType
 from typing import Protocol, cast
 
 from zpersist.errors import StorageError
-from zpersist.files.atomic import make_directory, storage_error
+from zpersist.files.atomic import close_quietly, make_directory, storage_error
 
 __all__ = ["KeyLocks", "LockHandle", "directory_lock"]
 
@@ -67,18 +67,22 @@ class _RangeHandle:
             _open_descriptors.discard(self._fd)
             # Unlocked by name, not by closing alone: a child forked at this very moment may share the descriptor.
             fcntl.fcntl(self._fd, cast(int, _SET), _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, 0, 0, 0))
-            os.close(self._fd)
+            close_quietly(self._fd)
+        # The number may soon be that of another lock.
+        self._fd = -1
 
 
 class _FileHandle:
     def __init__(self, path: str, timeout: float) -> None:
         import filelock
 
-        self._lock = filelock.FileLock(path, thread_local=False, is_singleton=False)
+        self._lock = filelock.FileLock(path, mode=0o600, thread_local=False, is_singleton=False)
         try:
             self._lock.acquire(timeout=timeout, poll_interval=0.01)
         except filelock.Timeout as err:
             raise TimeoutError(path) from err
+        except OSError as err:
+            raise storage_error(err, "can not open the lock file", path) from err
 
     def release(self) -> None:
         self._lock.release()
@@ -221,7 +225,12 @@ class directory_lock:  # noqa: N801 - read as a verb in a with statement
         self._shared = shared
 
     def __enter__(self) -> None:
-        fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)
+        try:
+            fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)
+        except FileNotFoundError:
+            raise
+        except OSError as err:
+            raise storage_error(err, "can not lock", self._path) from err
         _open_descriptors.add(fd)
         self._fd = fd
         try:
@@ -237,4 +246,4 @@ class directory_lock:  # noqa: N801 - read as a verb in a with statement
         if fd in _open_descriptors:
             _open_descriptors.discard(fd)
             fcntl.flock(fd, fcntl.LOCK_UN)
-            os.close(fd)
+            close_quietly(fd)

@@ -8,46 +8,42 @@ the boot and the PID namespace.  The file of a dead process of this place is rem
 from __future__ import annotations
 
 import os
+import re
 import time
 from contextlib import suppress
-from functools import cache
 
 from zpersist.files.atomic import TEMPORARY_PREFIX, place_of_process
 
-__all__ = ["sweep", "sweep_once"]
+__all__ = ["sweep"]
 
 _DAY = 86_400.0
+_NAME = re.compile(
+    rf"{re.escape(TEMPORARY_PREFIX)}(?P<place>[0-9a-f]+)-(?P<process>[0-9a-f]{{1,8}})-[0-9a-f]+-[0-9a-f]+\.tmp"
+)
 
 
 def sweep(folder: str) -> int:
-    """Remove the temporary files of dead writers from a directory, and return how many there were."""
+    """Remove the temporary files of dead writers from a directory, and return how many there were.
+
+    What can't be removed stays: nobody waits for it.
+    """
     removed = 0
-    with suppress(FileNotFoundError, PermissionError), os.scandir(folder) as entries:
+    with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
-            if entry.name.startswith(TEMPORARY_PREFIX) and _is_left(entry):
-                with suppress(FileNotFoundError):
+            with suppress(OSError):
+                if _is_left(entry):
                     os.unlink(entry.path)
                     removed += 1
     return removed
 
 
-@cache
-def sweep_once(folder: str) -> None:
-    """Sweep a directory the first time this process writes there."""
-    sweep(folder)
-
-
 def _is_left(entry: os.DirEntry[str]) -> bool:
-    parts = entry.name.removeprefix(TEMPORARY_PREFIX).split("-")
-    if len(parts) != 4 or not entry.name.endswith(".tmp"):
+    match = _NAME.fullmatch(entry.name)
+    if match is None or not entry.is_file(follow_symlinks=False):
         return False
-    place, process = parts[:2]
-    if place == place_of_process():
-        return not _lives(int(process, 16))
-    try:
-        return time.time() - entry.stat(follow_symlinks=False).st_mtime > _DAY
-    except FileNotFoundError:
-        return False
+    if match["place"] == place_of_process():
+        return not _lives(int(match["process"], 16))
+    return time.time() - entry.stat(follow_symlinks=False).st_mtime > _DAY
 
 
 def _lives(pid: int) -> bool:

@@ -6,8 +6,9 @@ import logging
 import os
 import re
 import shutil
+import stat
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +20,7 @@ from zpersist.files.atomic import (
     Buffer,
     Durability,
     check_durability,
+    close_quietly,
     make_directory,
     storage_error,
     sync_directory,
@@ -27,7 +29,7 @@ from zpersist.files.atomic import (
 from zpersist.files.envelope import open_frame, pack, read_file, read_open
 from zpersist.files.locks import KeyLocks, directory_lock
 from zpersist.files.paths import as_path
-from zpersist.files.sweep import sweep, sweep_once
+from zpersist.files.sweep import sweep
 from zpersist.keys import SURELY_PLAIN, check_str_key, from_file_name, is_digested, to_file_name
 from zpersist.stash import MISSING, Missing, Stash, native
 
@@ -42,7 +44,7 @@ _HOUSE = ".zpersist"
 
 
 def _check_pattern(stash: object, attribute: object, pattern: object) -> None:
-    fits = isinstance(pattern, str) and pattern.count(_PLACE) == 1
+    fits = isinstance(pattern, str) and pattern.count(_PLACE) == 1 and pattern.isprintable()
     rest = str(pattern).replace(_PLACE, "")
     if not fits or set(rest) & set("{}/\\\0") or str(pattern).startswith(".") or len(rest) > 50:
         raise InvalidArgumentError(
@@ -113,6 +115,7 @@ class DirectoryStash(Stash[V]):
     _prefix: str = field(init=False, repr=False)
     _suffix: str = field(init=False, repr=False)
     _locks: KeyLocks = field(init=False, repr=False)
+    _swept: bool = field(init=False, repr=False, default=False)
 
     def __attrs_post_init__(self) -> None:
         self._root = os.path.abspath(self.path)
@@ -149,11 +152,13 @@ class DirectoryStash(Stash[V]):
         return pack(self.codec, inst, tag=tag)
 
     def _put(self, path: str, parts: list[Buffer], place: Callable[[str, str], None]) -> None:
-        sweep_once(self._root)
+        if not self._swept:
+            self._swept = True
+            sweep(self._root)
         try:
             write_file(path, parts, durability=self.durability, place=place)
         except FileNotFoundError:
-            make_directory(self._root)
+            make_directory(self._root, durability=self.durability)
             write_file(path, parts, durability=self.durability, place=place)
 
     def _replace(self, temporary: str, path: str) -> None:
@@ -176,7 +181,13 @@ class DirectoryStash(Stash[V]):
 
     def exists(self, name: str) -> bool:
         """Return whether a key is there."""
-        return os.path.isfile(self._file(name))
+        path = self._file(name)
+        try:
+            return stat.S_ISREG(os.stat(path).st_mode)
+        except FileNotFoundError:
+            return False
+        except OSError as err:
+            raise storage_error(err, "can not look for", path) from err
 
     def keys(self) -> Iterator[str]:
         """Iterate over the keys, in no order, reading the directory on the way."""
@@ -208,13 +219,19 @@ class DirectoryStash(Stash[V]):
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             return None
+        except OSError as err:
+            raise storage_error(err, "can not read", path) from err
         try:
             key = open_frame(fd, os.fstat(fd).st_size, path).tag
         except CorruptValueError as err:
             logger.warning("a key can't be listed, for it lies in its file: %s", err)
             return None
+        except IsADirectoryError:
+            return None
+        except OSError as err:
+            raise storage_error(err, "can not read", path) from err
         finally:
-            os.close(fd)
+            close_quietly(fd)
         return key if key and os.path.basename(self._file(key)) == file_name else None
 
     @native
@@ -246,7 +263,7 @@ class DirectoryStash(Stash[V]):
                 continue
             finally:
                 if fd is not None:
-                    os.close(fd)
+                    close_quietly(fd)
             return value
 
     def _replace_if(self, fd: int) -> Callable[[str, str], None]:
@@ -284,4 +301,8 @@ class DirectoryStash(Stash[V]):
 
 def _link(temporary: str, path: str) -> None:
     os.link(temporary, path)
-    os.unlink(temporary)
+    # The value is in its place whatever comes now; a second name that can't be removed is swept later.
+    for _ in range(2):
+        with suppress(OSError):
+            os.unlink(temporary)
+            return

@@ -20,7 +20,7 @@ from zpersist.chunking import chunks
 from zpersist.codecs import Codec, PickleCodec
 from zpersist.errors import CorruptValueError, InvalidArgumentError, StorageError, ZPersistError
 from zpersist.files.atomic import Durability, check_durability, make_directory, storage_error
-from zpersist.files.envelope import pack, unpack_plain
+from zpersist.files.envelope import pack, unpack_tagged
 from zpersist.files.locks import KeyLocks
 from zpersist.files.paths import as_path
 from zpersist.keys import check_str_key
@@ -43,6 +43,9 @@ _ERRNO = {
     sqlite3.SQLITE_TOOBIG: errno.EFBIG,
 }
 
+# What sqlite3 raises: also for a name in a damaged database that is no text any more.
+_FAULTS = (sqlite3.Error, UnicodeDecodeError)
+
 # Connections inherited by a forked child: closing one there could take the parent's locks and log away.
 _abandoned: list[sqlite3.Connection] = []
 _open: weakref.WeakSet[SqliteStash[Any]] = weakref.WeakSet()
@@ -54,6 +57,15 @@ def _abandon_in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_abandon_in_child)
+
+
+def _is_full(path: str) -> bool:
+    # SQLite tells no more than "disk I/O error" when there is no room for its index in shared memory.
+    try:
+        disk = os.statvfs(os.path.dirname(path))
+    except OSError:
+        return False
+    return disk.f_bavail * disk.f_frsize < 1 << 16
 
 
 def _check_table(stash: object, attribute: object, table: object) -> None:
@@ -135,7 +147,7 @@ class SqliteStash(CloseableStash[V]):
         self._execute = self._open_and_execute
         self._file = os.path.abspath(self.path)
         self._locks = KeyLocks.beside(self._file)
-        self._select = f'SELECT value FROM "{self.table}" WHERE key=?'  # noqa: S608 - the name was checked
+        self._select = f'SELECT CAST(value AS BLOB) FROM "{self.table}" WHERE key=?'  # noqa: S608 - checked
         self._probe = f'SELECT 1 FROM "{self.table}" WHERE key=?'  # noqa: S608
         self._upsert = f'INSERT INTO "{self.table}" VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value=excluded.value'  # noqa: S608
 
@@ -178,7 +190,7 @@ class SqliteStash(CloseableStash[V]):
         while True:
             try:
                 self._prepare(db)
-            except sqlite3.Error as err:
+            except _FAULTS as err:
                 # Two that turn a new database to write-ahead mode at once are refused without waiting.
                 if getattr(err, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY and time.monotonic() < end:
                     time.sleep(0.01)
@@ -195,17 +207,24 @@ class SqliteStash(CloseableStash[V]):
         db.execute("PRAGMA wal_autocheckpoint=4000")
         db.execute(f'CREATE TABLE IF NOT EXISTS "{self.table}" (key TEXT PRIMARY KEY NOT NULL, value BLOB NOT NULL)')
 
-    def _translate(self, err: sqlite3.Error) -> ZPersistError:
+    def _translate(self, err: Exception) -> ZPersistError:
         code = getattr(err, "sqlite_errorcode", 0) & 0xFF
-        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        garbled = isinstance(err, UnicodeDecodeError) or "decode to UTF-8" in str(err)
+        if garbled or code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
             return CorruptValueError(f"{self._file} is damaged, or no SQLite database: {err}; restore it from a copy")
-        return StorageError(_ERRNO.get(code, errno.EIO), f"SQLite refused: {err}", self._file)
+        if os.path.isdir(self._file):
+            directory = IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            return storage_error(directory, "can not open the database", self._file)
+        number = _ERRNO.get(code, errno.EIO)
+        if number == errno.EIO and _is_full(self._file):
+            number = errno.ENOSPC
+        return StorageError(number, f"SQLite refused: {err}", self._file)
 
     def _run_one(self, sql: str, values: tuple[object, ...]) -> Any:
         try:
             with self._lock:
                 return self._execute(sql, values).fetchone()
-        except sqlite3.Error as err:
+        except _FAULTS as err:
             raise self._translate(err) from err
 
     def _run(self, sql: str, values: Sequence[object] = ()) -> tuple[list[Any], int]:
@@ -214,7 +233,7 @@ class SqliteStash(CloseableStash[V]):
             try:
                 cursor = db.execute(sql.replace("$table", f'"{self.table}"'), values)
                 return cursor.fetchall(), cursor.rowcount
-            except sqlite3.Error as err:
+            except _FAULTS as err:
                 raise self._translate(err) from err
 
     @contextmanager
@@ -255,25 +274,25 @@ class SqliteStash(CloseableStash[V]):
 
     # values
 
-    def _encode(self, inst: V) -> bytes:
-        (data,) = pack(self.codec, inst, out_of_band=False)
+    def _encode(self, name: str, inst: V) -> bytes:
+        (data,) = pack(self.codec, inst, tag=name, out_of_band=False)
         return bytes(data)
 
     def _decode(self, name: str, data: bytes) -> V:
-        return unpack_plain(data, self.codec, (name, self._file))  # type: ignore[no-any-return]
+        return unpack_tagged(data, self.codec, name, self._file)  # type: ignore[no-any-return]
 
     def _fetch(self, name: str) -> V | Missing:
         check_str_key(name)
         try:
             with self._lock:
                 row = self._execute(self._select, (name,)).fetchone()
-        except sqlite3.Error as err:
+        except _FAULTS as err:
             raise self._translate(err) from err
-        return MISSING if row is None else unpack_plain(row[0], self.codec, (name, self._file))
+        return MISSING if row is None else unpack_tagged(row[0], self.codec, name, self._file)
 
     def dump(self, name: str, inst: V) -> None:
         """Keep a value under a key."""
-        self._run_one(self._upsert, (check_str_key(name), self._encode(inst)))
+        self._run_one(self._upsert, (check_str_key(name), self._encode(name, inst)))
 
     def delete(self, name: str) -> bool:
         """Remove a key, and return whether it was there."""
@@ -286,7 +305,7 @@ class SqliteStash(CloseableStash[V]):
     @native
     def add(self, name: str, inst: V) -> bool:
         """Keep a value only if there is none."""
-        row = (check_str_key(name), self._encode(inst))
+        row = (check_str_key(name), self._encode(name, inst))
         return self._run("INSERT INTO $table VALUES (?, ?) ON CONFLICT (key) DO NOTHING", row)[1] > 0
 
     @native
@@ -316,7 +335,7 @@ class SqliteStash(CloseableStash[V]):
     @native
     def items(self) -> Iterator[tuple[str, V]]:
         """Iterate over keys with their values in code-point order."""
-        return ((key, self._decode(key, data)) for key, data in self._rows("key, value", "", None, False))
+        return ((key, self._decode(key, data)) for key, data in self._rows("key, CAST(value AS BLOB)", "", None, False))
 
     def _rows(self, columns: str, prefix: str, after: str | None, reverse: bool) -> Iterator[Any]:
         low, op = prefix, ">="
@@ -344,7 +363,7 @@ class SqliteStash(CloseableStash[V]):
     @native
     def dump_many(self, items: Mapping[str, V] | Iterable[tuple[str, V]]) -> None:
         """Keep many values, a thousand in one transaction."""
-        rows = ((check_str_key(name), self._encode(inst)) for name, inst in pairs_of(items))
+        rows = ((check_str_key(name), self._encode(name, inst)) for name, inst in pairs_of(items))
         for batch in chunks(rows, _BATCH):
             self._run_many(self._upsert, batch)
 
@@ -354,7 +373,7 @@ class SqliteStash(CloseableStash[V]):
         found: dict[str, V] = {}
         for batch in chunks(map(check_str_key, names), _BATCH):
             marks = ", ".join("?" * len(batch))
-            rows, _ = self._run(f"SELECT key, value FROM $table WHERE key IN ({marks})", batch)  # noqa: S608
+            rows, _ = self._run(f"SELECT key, CAST(value AS BLOB) FROM $table WHERE key IN ({marks})", batch)  # noqa: S608
             found.update((key, self._decode(key, data)) for key, data in rows)
         return found
 

@@ -94,6 +94,8 @@ def make_spec(name: str, path: Path | str | None, fn_name: str, **options: Any) 
         raise InvalidArgumentError(f"the name of a work must be that of an attribute, not {name!r}")
     if name == fn_name:
         raise WorkNameError(f"the work of {fn_name}() can't have the name of the method; use '_{name}'")
+    if options.get("stash") is not None and not isinstance(options["stash"], Stash):
+        raise InvalidArgumentError(f"stash must be a stash, not {options['stash']!r}")
     if path is not None:
         # Fixed here, so that the file does not follow the working directory.
         path = Path(path).absolute()

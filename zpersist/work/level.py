@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from zpersist.codecs import Codec
-from zpersist.errors import CorruptValueError, StorageError
-from zpersist.files.atomic import Durability, make_directory, storage_error, sync_directory, write_file
+from zpersist.errors import CorruptValueError, FormatVersionError, StorageError
+from zpersist.files.atomic import Durability, close_quietly, make_directory, storage_error, sync_directory, write_file
 from zpersist.files.envelope import open_frame, pack, read_file
 from zpersist.files.locks import KeyLocks, LockHandle
-from zpersist.files.sweep import sweep_once
+from zpersist.files.sweep import sweep
 from zpersist.stash import MISSING, Stash
 
 __all__ = ["FileLevel", "Level", "StashLevel"]
@@ -77,11 +77,13 @@ class FileLevel:
             value, version = read_file(self.path, self._codec, mapped=self._mmap)
         except FileNotFoundError:
             return MISSING
+        except FormatVersionError:
+            raise
         except CorruptValueError as err:
             if not self._recover:
                 raise CorruptValueError(f"{err}; with recover_empty=True it is computed again") from err
             if not self._told:
-                logger.warning("a work is computed again: %s", err)
+                logger.warning("%s (it is computed again)", err)
                 self._told = True
             return MISSING
         if version != self._version:
@@ -91,17 +93,19 @@ class FileLevel:
 
     def check(self) -> None:
         if self._mkdir:
-            make_directory(self._folder)
+            make_directory(self._folder, durability=self._durability)
         elif not os.path.isdir(self._folder):
             raise StorageError(
                 errno.ENOENT, "the directory of the work's file is missing; make it, or use mkdir=True", self._folder
             )
         elif not os.access(self._folder, os.W_OK | os.X_OK):
-            raise StorageError(errno.EACCES, "the directory of the work's file can't be written to", self._folder)
+            raise StorageError(
+                errno.EACCES, "the directory of the work's file can't be written to; change that (chmod)", self._folder
+            )
 
     def dump(self, value: object) -> None:
         self.check()
-        sweep_once(self._folder)
+        sweep(self._folder)
         write_file(self.path, pack(self._codec, value, tag=self._version), durability=self._durability)
 
     def clear(self) -> None:
@@ -117,14 +121,16 @@ class FileLevel:
     def exists(self) -> bool:
         try:
             fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
+        except FileNotFoundError:
             return False
+        except OSError as err:
+            raise storage_error(err, "can not look for", self.path) from err
         try:
             return open_frame(fd, os.fstat(fd).st_size, self.path).tag == self._version
         except CorruptValueError:
             return False
         finally:
-            os.close(fd)
+            close_quietly(fd)
 
     def flight(self) -> AbstractContextManager[None]:
         return self._locks.hold("work")

@@ -80,6 +80,8 @@ class persisted_property(Generic[T]):  # noqa: N801 - used as a decorator
         version: str = "",
         mmap: bool = True,
     ) -> None:
+        if stash is not None and not isinstance(stash, Stash):
+            raise InvalidArgumentError(f"stash must be a stash, not {stash!r}")
         self._name = name
         self._path = None if path is None else Path(path).absolute()
         self._options = {
