@@ -7,7 +7,7 @@ import errno
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
@@ -85,6 +85,7 @@ class ShelveStash(CloseableStash[V]):
     _lock: threading.RLock = field(init=False, repr=False, factory=threading.RLock)
     _db: Any = field(init=False, repr=False, default=None)
     _pid: int = field(init=False, repr=False, default=0)
+    _depth: int = field(init=False, repr=False, default=0)
     _handle: LockHandle | None = field(init=False, repr=False, default=None)
     _live: dict[str, tuple[bytes, V]] = field(init=False, repr=False, factory=dict)
 
@@ -109,18 +110,20 @@ class ShelveStash(CloseableStash[V]):
 
     @property
     def is_open(self) -> bool:
-        """Whether the database is open."""
-        return self._db is not None and self._pid == os.getpid()
+        """Whether the database is open, and other processes wait."""
+        return self._handle is not None and self._pid == os.getpid()
 
     # opening and closing
 
     @contextmanager
     def _opened(self) -> Iterator[Any]:
         with self._lock:
-            nested = self.is_open
-            if not nested:
-                self._open()
+            if self._pid != os.getpid():
+                self._db, self._handle, self._depth, self._pid = None, None, 0, os.getpid()
+            self._depth += 1
             try:
+                if self._db is None:
+                    self._open()
                 yield self._db
             except dbm.error as err:
                 raise StorageError(errno.EIO, f"the DBM refused: {err}", self._file) from err
@@ -129,34 +132,45 @@ class ShelveStash(CloseableStash[V]):
                     err if isinstance(err, StorageError) else storage_error(err, "the DBM refused", self._file)
                 ) from err
             finally:
-                if self.auto_close and not nested:
+                self._depth -= 1
+                if not self._depth and self.auto_close:
                     self._close()
+                elif not self._depth and type(self._db).__module__ == "dbm.sqlite3":
+                    # Bound to the thread that opened it; the lock stays.
+                    self._close_database()
 
     def _open(self) -> None:
         make_directory(os.path.dirname(self._file))
-        try:
-            handle = self._locks.acquire("database", self.timeout)
-        except TimeoutError as err:
-            raise StorageError(
-                errno.EBUSY, f"another one has had the shelf open for {self.timeout} s; close() it there", self._file
-            ) from err
-        with ExitStack() as stack:
-            stack.callback(handle.release)
+        if self._handle is None:
             try:
-                self._db = dbm.open(self._file, "c", 0o600)  # noqa: SIM115 - it stays open
-            except OSError as err:
+                self._handle = self._locks.acquire("database", self.timeout)
+            except TimeoutError as err:
+                raise StorageError(
+                    errno.EBUSY,
+                    f"another one has had the shelf open for {self.timeout} s; close() it there",
+                    self._file,
+                ) from err
+        try:
+            self._db = dbm.open(self._file, "c", 0o600)  # noqa: SIM115 - it stays open
+        except BaseException as err:
+            self._close()
+            if isinstance(err, OSError):
                 raise storage_error(err, "can not open the shelf", self._file) from err
-            except dbm.error as err:
+            if isinstance(err, dbm.error):
                 raise StorageError(errno.EIO, f"can not open the shelf: {err}", self._file) from err
-            stack.pop_all()
-        self._handle, self._pid = handle, os.getpid()
+            raise
+
+    def _close_database(self) -> None:
+        db, self._db = self._db, None
+        if db is not None:
+            db.close()
 
     def _close(self) -> None:
-        db, handle, self._db, self._handle = self._db, self._handle, None, None
+        handle, self._handle = self._handle, None
         with ExitStack() as stack:
             if handle is not None:
                 stack.callback(handle.release)
-            db.close()
+            self._close_database()
 
     def close(self) -> None:
         """Write back what was changed, and close the database; the next use opens it again.
@@ -172,6 +186,8 @@ class ShelveStash(CloseableStash[V]):
             live, self._live = self._live, {}
             with ExitStack() as stack:
                 stack.callback(self._close)
+                if live:
+                    stack.enter_context(self._opened())
                 for name, (data, value) in live.items():
                     stack.callback(self._write_back, name, data, value)
 
@@ -181,11 +197,11 @@ class ShelveStash(CloseableStash[V]):
             self._db[name.encode()] = data
 
     def __getstate__(self) -> dict[str, object]:
-        lost = ("_db", "_handle", "_live", "_lock", "_pid")
+        lost = ("_db", "_depth", "_handle", "_live", "_lock", "_pid")
         return {name: value for name, value in self.__dict__.items() if name not in lost}
 
     def __setstate__(self, state: dict[str, object]) -> None:
-        self.__dict__.update(state, _db=None, _handle=None, _live={}, _lock=threading.RLock(), _pid=0)
+        self.__dict__.update(state, _db=None, _handle=None, _live={}, _lock=threading.RLock(), _pid=0, _depth=0)
 
     # values
 
@@ -261,20 +277,15 @@ class ShelveStash(CloseableStash[V]):
     @native
     def clear(self) -> None:
         """Delete everything, and the files of the database."""
-        check = self._locks.acquire("database", self.timeout) if not self.is_open else None
         with self._lock:
-            try:
+            with self._opened():
                 self._live.clear()
                 kind = dbm.whichdb(self._file)
-                if self.is_open:
-                    self._close()
+                self._close_database()
                 for extension in _FILES.get(kind or "", ()):
-                    if os.path.exists(self._file + extension):
+                    with suppress(FileNotFoundError):
                         os.unlink(self._file + extension)
-            finally:
-                if check is not None:
-                    check.release()
-        self._cleared()
+            self._cleared()
 
     @native
     def __len__(self) -> int:
@@ -285,11 +296,11 @@ class ShelveStash(CloseableStash[V]):
         return self._locks.hold(f"key {check_str_key(name)}")
 
     def _companion(self, purpose: str) -> Stash[Any]:
-        return ShelveStash(f"{self._file}-{purpose}", timeout=self.timeout)
+        return ShelveStash(f"{self._file}.{purpose}", timeout=self.timeout)
 
     def _cleared(self) -> None:
         for purpose in COMPANIONS:
-            if dbm.whichdb(f"{self._file}-{purpose}") is not None:
+            if dbm.whichdb(f"{self._file}.{purpose}") is not None:
                 self._companion(purpose).clear()
 
 
@@ -311,8 +322,8 @@ class shelve:  # noqa: N801 - a public name of zensols.persist
         self.stash: ShelveStash[Any] = ShelveStash(*args, **{"auto_close": False, **kwargs})
 
     def __enter__(self) -> ShelveStash[Any]:
-        self.stash._open()
-        return self.stash
+        with self.stash._opened():
+            return self.stash
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
