@@ -545,7 +545,7 @@ def test_a_value_that_can_not_be_pickled(value, stash):
         lambda: stash.update("kept", lambda old: inst),
         lambda: stash.dump_many({"kept": inst}),
     ):
-        with raises(EncodeError, type(inst).__qualname__, "can't be pickled", "use codec=DillCodec()") as caught:
+        with raises(EncodeError, type(inst).__qualname__, "can't be pickled", "codec=DillCodec()") as caught:
             do()
         assert isinstance(caught.value, TypeError)
         assert list(stash.keys()) == ["kept"]

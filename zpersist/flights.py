@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from contextlib import AbstractContextManager
 from types import TracebackType
+
+from zpersist.forklock import ForkLock
 
 __all__ = ["Flights", "flights"]
 
@@ -13,7 +16,7 @@ class Flights:
     """One re-entrant lock an owner and name, for as long as somebody wants it."""
 
     def __init__(self) -> None:
-        self._guard = threading.Lock()
+        self._guard = ForkLock()
         self._locks: dict[tuple[int, str], tuple[threading.RLock, int]] = {}
 
     def hold(self, owner: int, name: str) -> AbstractContextManager[None]:
@@ -30,7 +33,10 @@ class Flights:
     def give(self, key: tuple[int, str]) -> None:
         """Give a lock back."""
         with self._guard:
-            lock, wanted = self._locks[key]
+            # A child forked by the holder has none of its parent's locks.
+            lock, wanted = self._locks.get(key, (None, 1))
+            if lock is None:
+                return
             if wanted == 1:
                 del self._locks[key]
             else:
@@ -54,3 +60,6 @@ class _Flight(AbstractContextManager[None]):
 
 #: The locks of this process.
 flights = Flights()
+
+# What other threads of the parent held, nobody would give back in a child.
+os.register_at_fork(after_in_child=flights._locks.clear)

@@ -57,7 +57,9 @@ def check_str_key(name: object) -> str:
     """
     if not isinstance(name, str):
         hint = "; use clear() to delete everything" if name is None else "; use str(key)"
-        raise InvalidKeyError(f"key {name!r} is a {type(name).__name__}, and this stash keeps str keys only{hint}")
+        raise InvalidKeyError(
+            f"key {name!r} is of type {type(name).__name__}, and this stash keeps str keys only{hint}"
+        )
     if not name:
         raise InvalidKeyError("the key is empty; give it at least one character")
     if len(name) * 4 > MAX_KEY_BYTES or not name.isascii():

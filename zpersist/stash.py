@@ -302,7 +302,7 @@ class Stash(ABC, Generic[V]):
     def __getitem__(self, name: str) -> V:
         value = self._fetch(name)
         if value is MISSING:
-            raise MissingKeyError(name, type(self).__name__)
+            raise MissingKeyError(name, _place(self))
         return value
 
     def __setitem__(self, name: str, inst: V) -> None:
@@ -310,7 +310,7 @@ class Stash(ABC, Generic[V]):
 
     def __delitem__(self, name: str) -> None:
         if self.delete(name) is False:
-            raise MissingKeyError(name, type(self).__name__)
+            raise MissingKeyError(name, _place(self))
 
     def __contains__(self, name: object) -> bool:
         return self.exists(name)  # type: ignore[arg-type]
@@ -323,6 +323,11 @@ class Stash(ABC, Generic[V]):
 
     def __bool__(self) -> bool:
         return any(True for _ in self.keys())
+
+
+def _place(stash: Stash[Any]) -> str:
+    where = getattr(stash, "_root", None) or getattr(stash, "_file", None)
+    return type(stash).__name__ + (f"({where!r})" if where else "")
 
 
 def _lacks(stash: Stash[Any], what: str) -> str:

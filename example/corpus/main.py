@@ -271,7 +271,9 @@ def main() -> int:
     """Read the command line."""
     here = Path(__file__).parent
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--cache", type=Path, default=here / "cache", help="where the stashes lie")
+    parser.add_argument(
+        "--cache", type=Path, default=here / "cache", help="where the stashes lie; default: %(default)s"
+    )
     parser.add_argument("--workers", type=int, default=0, help="processes; 0: all cores")
     parser.add_argument("--limit", type=int, help="the most modules of each corpus")
     parser.add_argument("--fresh", action="store_true", help="delete the stashes first")

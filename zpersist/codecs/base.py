@@ -6,9 +6,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from zpersist.errors import DecodeError
+from zpersist.errors import DecodeError, InvalidArgumentError
 
-__all__ = ["Codec"]
+__all__ = ["Codec", "check_codec"]
 
 
 class Codec(ABC):
@@ -41,3 +41,10 @@ class Codec(ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
+
+
+def check_codec(owner: object, attribute: object, codec: object) -> None:
+    """Raise unless ``codec`` is one (a validator for attrs)."""
+    if not isinstance(codec, Codec):
+        hint = "give an instance of it" if isinstance(codec, type) else "such as PickleCodec()"
+        raise InvalidArgumentError(f"codec of {type(owner).__name__} must be a codec, not {codec!r}; {hint}")

@@ -82,9 +82,10 @@ class PickleCodec(Codec):
 
 
 def _encode_error(value: object, err: Exception) -> EncodeError:
+    local = "local" in str(err) or "lambda" in str(err) or callable(value)
+    kinds = "functions, lambdas and local classes can be kept by" if local else "leave it out, or try"
     return EncodeError(
-        f"a {type(value).__qualname__} can't be pickled ({type(err).__name__}: {err}); "
-        f"for functions, lambdas and local classes use codec=DillCodec()"
+        f"a {type(value).__qualname__} can't be pickled ({type(err).__name__}: {err}); {kinds} codec=DillCodec()"
     )
 
 

@@ -32,13 +32,13 @@ __all__ = [
     "ALIGNMENT",
     "FORMAT_VERSION",
     "Frame",
+    "WrongTagError",
     "open_frame",
     "pack",
     "parse",
     "read_file",
     "read_open",
     "unpack",
-    "unpack_tagged",
 ]
 
 FORMAT_VERSION = 1
@@ -154,10 +154,10 @@ def parse(tail: Buffer, size: int, where: str) -> Frame | int:
         The value is empty, cut, damaged, or was not written by zpersist.
     """
     if size < _TRAILER_SIZE:
-        raise CorruptValueError(_damage(where, "it is empty" if not size else f"it has only {size} bytes"))
+        raise CorruptValueError(_foreign(where, f"it has only {size} bytes") if size else _damage(where, "it is empty"))
     frame_hash, magic = _TAIL.unpack_from(tail, len(tail) - _TAIL.size)
     if magic != _MAGIC:
-        raise CorruptValueError(_damage(where, "it does not end as zpersist ends a value"))
+        raise CorruptValueError(_foreign(where, "it does not end as zpersist ends a value"))
     body_length, body_hash, buffers_hash, count, name_length, tag_length, version = _HEAD.unpack_from(
         tail, len(tail) - _TRAILER_SIZE
     )
@@ -184,11 +184,21 @@ def parse(tail: Buffer, size: int, where: str) -> Frame | int:
     return Frame(codec, tag, body_length, body_hash, buffers_hash, slots)
 
 
+def _foreign(where: str, what: str) -> str:
+    return f"{where} is damaged, or is not zpersist's: {what}; look at it, then delete it, or restore it from a copy"
+
+
 def _damage(where: str, what: str) -> str:
     return f"{where} is damaged: {what}; delete it, or restore it from a copy"
 
 
-def _check_codec(frame: Frame, codec: Codec, where: str) -> None:
+class WrongTagError(Exception):
+    """A value has another tag than the one expected; it was not decoded."""
+
+
+def _check(frame: Frame, codec: Codec, tag: str | None, where: str) -> None:
+    if tag is not None and frame.tag != tag:
+        raise WrongTagError(frame.tag)
     if frame.codec != codec.id:
         raise CodecMismatchError(
             f"{where} was written by the codec {frame.codec!r}, {codec.id!r} is configured: "
@@ -219,35 +229,28 @@ def _check_buffers(frame: Frame, buffers: Sequence[memoryview], where: str) -> N
         raise CorruptValueError(_damage(where, "the checksum of its buffers is wrong"))
 
 
-def unpack_tagged(data: bytes, codec: Codec, tag: str, place: str) -> Any:
+def unpack(data: bytes, codec: Codec, tag: str, place: str) -> Any:
     """Return the value in an envelope in memory that must have this tag; all of it is checked."""
-    label = tag.encode()
-    name = codec.id.encode()
+    where = f"{tag!r} in {place}"
+    if not isinstance(data, bytes):
+        raise CorruptValueError(_damage(where, f"there is {data!r} in place of bytes"))
+    name, label = codec.id.encode(), tag.encode()
     body = data[: -_TRAILER_SIZE - len(name) - len(label)]
     # An intact value without buffers ends as it would be written now; anything else is looked at closely.
     if data.endswith(_end_of_plain(body, name, label)):
         return codec.loads(body)
-    value, found = unpack(data, codec, f"{tag!r} in {place}")
-    if found != tag:
-        raise CorruptValueError(
-            f"{place} gives the value of {found!r} for {tag!r}: it is damaged; restore it from a copy"
-        )
-    return value
-
-
-def unpack(data: Buffer, codec: Codec, where: str) -> tuple[Any, str]:
-    """Return the value in an envelope that is wholly in memory, and its tag; all of it is checked."""
     frame = parse(data, len(data), where)
     if isinstance(frame, int):
         raise CorruptValueError(_damage(where, "its index is cut"))
-    _check_codec(frame, codec, where)
-    view = memoryview(data).toreadonly()
-    body = _body(frame, view[: frame.body_length], where)
-    if not frame.slots:
-        return codec.loads(body), frame.tag
+    try:
+        _check(frame, codec, tag, where)
+    except WrongTagError as err:
+        raise CorruptValueError(_damage(where, f"it is the value of {frame.tag!r}")) from err
+    view = memoryview(data)
+    checked = _body(frame, view[: frame.body_length], where)
     buffers = _slices(frame, view, where)
     _check_buffers(frame, buffers, where)
-    return codec.load_parts(body, buffers), frame.tag
+    return codec.load_parts(checked, buffers)
 
 
 def _pread(fd: int, length: int, offset: int) -> bytes:
@@ -270,8 +273,8 @@ def open_frame(fd: int, size: int, where: str) -> Frame:
         needed = frame
 
 
-def read_file(path: str, codec: Codec, *, mapped: bool = True) -> tuple[Any, str]:
-    """Return the value in a file, and its tag.
+def read_file(path: str, codec: Codec, *, mapped: bool = True, tag: str | None = None) -> Any:
+    """Return the value in a file.
 
     Parameters
     ----------
@@ -282,11 +285,15 @@ def read_file(path: str, codec: Codec, *, mapped: bool = True) -> tuple[Any, str
     mapped :
         Hand out read-only views on the mapped file in place of copies of large buffers.  Of a mapped value the
         structure and the body are checked, of any other everything.
+    tag :
+        The tag the value must have.
 
     Raises
     ------
     FileNotFoundError
         There is no such file.
+    WrongTagError
+        The value has another tag; it was not decoded.
     CorruptValueError, CodecMismatchError, DecodeError
         The file can't be trusted or read.
     StorageError
@@ -299,36 +306,36 @@ def read_file(path: str, codec: Codec, *, mapped: bool = True) -> tuple[Any, str
     except OSError as err:
         raise storage_error(err, "can not read", path) from err
     try:
-        return read_open(fd, path, codec, mapped=mapped)
+        return read_open(fd, path, codec, mapped=mapped, tag=tag)
     finally:
         close_quietly(fd)
 
 
-def read_open(fd: int, path: str, codec: Codec, *, mapped: bool = True) -> tuple[Any, str]:
-    """Return the value in an open file, and its tag; ``path`` names it in errors."""
+def read_open(fd: int, path: str, codec: Codec, *, mapped: bool = True, tag: str | None = None) -> Any:
+    """Return the value in an open file as :func:`read_file` does; ``path`` names it in errors."""
     try:
         size = os.fstat(fd).st_size
         if size <= _WHOLE:
             data = os.read(fd, size)
             frame = parse(data, len(data), path)
             if isinstance(frame, Frame) and not frame.slots:
-                _check_codec(frame, codec, path)
-                return codec.loads(_body(frame, memoryview(data)[: frame.body_length], path)), frame.tag
-        return _read_large(fd, size, path, codec, mapped)
+                _check(frame, codec, tag, path)
+                return codec.loads(_body(frame, memoryview(data)[: frame.body_length], path))
+        return _read_large(fd, size, path, codec, mapped, tag)
     except OSError as err:
         if isinstance(err, StorageError):
             raise
         raise storage_error(err, "can not read", path) from err
 
 
-def _read_large(fd: int, size: int, path: str, codec: Codec, mapped: bool) -> tuple[Any, str]:
+def _read_large(fd: int, size: int, path: str, codec: Codec, mapped: bool, tag: str | None) -> Any:
     frame = open_frame(fd, size, path)
-    _check_codec(frame, codec, path)
+    _check(frame, codec, tag, path)
     body = _body(frame, _pread(fd, frame.body_length, 0), path)
     if not frame.slots:
-        return codec.loads(body), frame.tag
+        return codec.loads(body)
     if mapped:
-        return codec.load_parts(body, _slices(frame, map_file(fd, size), path)), frame.tag
+        return codec.load_parts(body, _slices(frame, map_file(fd, size), path))
     # Bytearrays make the loaded object private and writable.
     end = frame.slots[-1][0] + frame.slots[-1][1]
     start = frame.body_length
@@ -342,4 +349,4 @@ def _read_large(fd: int, size: int, path: str, codec: Codec, mapped: bool) -> tu
     gaps = frame._replace(body_length=0, slots=tuple((offset - start, length) for offset, length in frame.slots))
     buffers = [memoryview(bytearray(part)) for part in _slices(gaps, view, path)]
     _check_buffers(frame, buffers, path)
-    return codec.load_parts(body, buffers), frame.tag
+    return codec.load_parts(body, buffers)

@@ -115,6 +115,8 @@ class KeyLocks:
     def beside(cls, path: str) -> KeyLocks:
         """Return the locks of a file or directory, in a lock file beside it; of a directory, else in it."""
         folder, name = os.path.split(path)
+        if len(os.fsencode(name)) > 200:
+            name = blake2b(os.fsencode(name), digest_size=20).hexdigest()
         return cls(f"{folder}/.{name}.lock", fallback=f"{path}/.lock")
 
     def acquire(self, name: str, timeout: float = -1) -> LockHandle:

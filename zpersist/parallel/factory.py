@@ -94,7 +94,11 @@ class MultiProcessFactoryStash(MultiProcessDefaultStash[V]):
 
     def _process(self, chunk: list[Any]) -> Iterator[tuple[str, V]]:
         for name in chunk:
-            value = self._load_from_factory(name)
+            try:
+                value = self._load_from_factory(name)
+            except Exception as err:
+                err.add_note(f"while {type(self.factory).__name__} made {name!r}")
+                raise
             if value is not MISSING:
                 yield name, value
 

@@ -15,9 +15,9 @@ from zpersist.chunking import chunks
 from zpersist.codecs import PickleCodec
 from zpersist.errors import InvalidArgumentError
 from zpersist.failure import Failure
-from zpersist.parallel.pool import Chunk, available_cores, check_start_method, run_chunks
+from zpersist.parallel.pool import Chunk, available_cores, check_start_method, refuse_in_import, run_chunks
 from zpersist.stash import Stash
-from zpersist.wrappers.delegate import check_stash
+from zpersist.wrappers.factory import check_keeps
 from zpersist.wrappers.prime import Completion, PrimablePreemptiveStash
 
 __all__ = ["MultiProcessStash", "Outcome"]
@@ -70,7 +70,7 @@ class _ChunkWorker:
         outcome = Outcome([], [])
         told = 0
         try:
-            for batch in _batches(stash._process(items)):
+            for batch in _batches(stash._process(items), type(stash).__name__):
                 outcome.failed.extend(key for key, value in batch if isinstance(value, Failure))
                 if stash.delegate.shared:
                     stash.delegate.dump_many(batch)
@@ -85,14 +85,19 @@ class _ChunkWorker:
         return outcome
 
 
-def _batches(pairs: Iterable[tuple[str, Any]]) -> Iterator[list[tuple[str, Any]]]:
+def _batches(pairs: Iterable[tuple[str, Any]] | None, label: str) -> Iterator[list[tuple[str, Any]]]:
+    if not isinstance(pairs, Iterable):
+        raise InvalidArgumentError(f"{label}._process must yield (key, value) pairs, it returned {pairs!r}")
     # What was made before an error, or before the parent said stop, is kept.
     batch: list[tuple[str, Any]] = []
     since = time.monotonic()
     source = iter(pairs)
     while True:
         try:
-            batch.append(next(source))
+            pair = next(source)
+            if not isinstance(pair, tuple) or len(pair) != 2:
+                raise InvalidArgumentError(f"{label}._process must yield (key, value) pairs, not {pair!r}")
+            batch.append(pair)
         except StopIteration:
             break
         except BaseException:
@@ -157,7 +162,7 @@ class MultiProcessStash(PrimablePreemptiveStash[V]):
     [('one', 3), ('three', 5)]
     """
 
-    delegate: Stash[V] = field(validator=check_stash)
+    delegate: Stash[V] = field(validator=check_keeps)
     chunk_size: int = field(default=0, kw_only=True, validator=_check_chunk_size)
     workers: int | float = field(default=0, kw_only=True, validator=_check_workers)
     start_method: str | None = field(default=None, kw_only=True, converter=check_start_method)
@@ -182,6 +187,7 @@ class MultiProcessStash(PrimablePreemptiveStash[V]):
         super().prime()
         if self.has_data:
             return
+        refuse_in_import()
         with self.delegate._flight("prime"):
             self._reset_has_data()
             if not self.has_data:

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Protocol
 from zpersist.codecs import PickleCodec
 from zpersist.errors import EncodeError, InvalidArgumentError, WorkerDiedError
 
-__all__ = ["Chunk", "Worker", "available_cores", "check_start_method", "run_chunks"]
+__all__ = ["Chunk", "Worker", "available_cores", "check_start_method", "refuse_in_import", "run_chunks"]
 
 #: Seconds between two looks at how far the workers are.
 _GLANCE = 0.1
@@ -49,6 +49,15 @@ class Worker(Protocol):
 
 class _Stop(BaseException):
     """The parent wants no more."""
+
+
+def refuse_in_import() -> None:
+    """Raise if this is a worker that is only just importing the script of its parent."""
+    if getattr(multiprocessing.process.current_process(), "_inheriting", False):
+        raise InvalidArgumentError(
+            "the script begins this work again in its own worker, which imports it: put the part that begins it "
+            "under  if __name__ == '__main__':"
+        )
 
 
 def available_cores() -> int:
@@ -121,8 +130,8 @@ def run_chunks(
         finished = True
     except BrokenProcessPool as err:
         raise WorkerDiedError(
-            "a worker process died: it was killed, ran out of memory, or crashed; what was finished is kept, "
-            "and the next run goes on from there"
+            "a worker process died: it was killed, ran out of memory, crashed, or could not import the script (then "
+            "its error stands above); what was finished is kept, and the next run goes on from there"
         ) from err
     finally:
         if not finished:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from attrs import define, field, setters
 
-from zpersist.codecs import Codec, PickleCodec
+from zpersist.codecs import Codec, PickleCodec, check_codec
 from zpersist.errors import CorruptValueError, InvalidArgumentError
 from zpersist.files.atomic import (
     Buffer,
@@ -26,7 +26,7 @@ from zpersist.files.atomic import (
     sync_directory,
     write_file,
 )
-from zpersist.files.envelope import open_frame, pack, read_file, read_open
+from zpersist.files.envelope import WrongTagError, open_frame, pack, read_file, read_open
 from zpersist.files.locks import KeyLocks, directory_lock
 from zpersist.files.paths import as_path
 from zpersist.files.sweep import sweep
@@ -108,7 +108,7 @@ class DirectoryStash(Stash[V]):
 
     path: Path = field(converter=as_path, on_setattr=setters.frozen)
     pattern: str = field(default="{name}.dat", validator=_check_pattern)
-    codec: Codec = field(factory=PickleCodec, kw_only=True)
+    codec: Codec = field(factory=PickleCodec, kw_only=True, validator=check_codec)
     durability: Durability = field(default="rename", kw_only=True, converter=check_durability)
     mmap: bool = field(default=True, kw_only=True)
     _root: str = field(init=False, repr=False)
@@ -132,12 +132,17 @@ class DirectoryStash(Stash[V]):
     def _fetch(self, name: str) -> V | Missing:
         path = self._file(name)
         try:
-            value, tag = read_file(path, self.codec, mapped=self.mmap)
+            return read_file(path, self.codec, mapped=self.mmap, tag=self._tag(path, name))  # type: ignore[no-any-return]
         except FileNotFoundError:
             return MISSING
-        if tag and tag != name:
-            raise CorruptValueError(f"{path} holds the value of {tag!r} in place of {name!r}; delete it")
-        return value  # type: ignore[no-any-return]
+        except WrongTagError as err:
+            raise self._misplaced(path, name, err) from err
+
+    def _tag(self, path: str, name: str) -> str:
+        return name if is_digested(path[: len(path) - len(self._suffix)]) else ""
+
+    def _misplaced(self, path: str, name: str, err: WrongTagError) -> CorruptValueError:
+        return CorruptValueError(f"{path} is damaged: it holds the value of {err} in place of {name!r}; delete it")
 
     def dump(self, name: str, inst: V) -> None:
         """Keep a value under a key; the old one is there until the new one is whole."""
@@ -148,8 +153,7 @@ class DirectoryStash(Stash[V]):
         self._put(path, self._parts(path, name, inst), place)
 
     def _parts(self, path: str, name: str, inst: V) -> list[Buffer]:
-        tag = name if is_digested(path[: len(path) - len(self._suffix)]) else ""
-        return pack(self.codec, inst, tag=tag)
+        return pack(self.codec, inst, tag=self._tag(path, name))
 
     def _put(self, path: str, parts: list[Buffer], place: Callable[[str, str], None]) -> None:
         if not self._swept:
@@ -257,7 +261,7 @@ class DirectoryStash(Stash[V]):
             except OSError as err:
                 raise storage_error(err, "can not read", path) from err
             try:
-                value = fn(default if fd is None else read_open(fd, path, self.codec, mapped=self.mmap)[0])
+                value = fn(default if fd is None else self._read_open(fd, path, name))
                 self._write(name, value, _link if fd is None else self._replace_if(fd))
             except (FileExistsError, _Changed):
                 continue
@@ -265,6 +269,12 @@ class DirectoryStash(Stash[V]):
                 if fd is not None:
                     close_quietly(fd)
             return value
+
+    def _read_open(self, fd: int, path: str, name: str) -> Any:
+        try:
+            return read_open(fd, path, self.codec, mapped=self.mmap, tag=self._tag(path, name))
+        except WrongTagError as err:
+            raise self._misplaced(path, name, err) from err
 
     def _replace_if(self, fd: int) -> Callable[[str, str], None]:
         # The open descriptor keeps the number of its file from being given to another one.

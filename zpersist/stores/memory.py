@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, KeysView, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, KeysView, MutableMapping
 from typing import Any, TypeVar
 
 from attrs import define, field
 
 from zpersist.errors import InvalidArgumentError
+from zpersist.forklock import ForkLock
 from zpersist.keys import check_key
 from zpersist.stash import MISSING, Missing, Stash, native
 
@@ -52,7 +52,7 @@ class DictionaryStash(Stash[V]):
 
     data: MutableMapping[str, V] = field(factory=dict, converter=_as_mapping, repr=False)
     _companions: dict[str, Stash[Any]] = field(factory=dict, init=False, repr=False)
-    _lock: threading.RLock = field(factory=threading.RLock, init=False, repr=False)
+    _lock: ForkLock = field(factory=ForkLock, init=False, repr=False)
 
     def _fetch(self, name: str) -> V | Missing:
         value = self.data.get(name, MISSING)
@@ -85,8 +85,20 @@ class DictionaryStash(Stash[V]):
 
     @native
     def items(self) -> Iterable[tuple[str, V]]:
-        """Return the live view on the items."""
-        return self.data.items()
+        """Return the items as they are at this moment, in the order of the mapping."""
+        with self._lock:
+            return tuple(self.data.items())
+
+    @native
+    def scan(
+        self, prefix: str = "", *, after: str | None = None, reverse: bool = False, limit: int | None = None
+    ) -> Iterator[str]:
+        """Iterate over keys in code-point order, as they are at this moment; see :meth:`Stash.scan`."""
+        with self._lock:
+            return DictionaryStash(dict.fromkeys(self.data))._scan(prefix, after, reverse, limit)
+
+    def _scan(self, prefix: str, after: str | None, reverse: bool, limit: int | None) -> Iterator[str]:
+        return Stash.scan(self, prefix, after=after, reverse=reverse, limit=limit)
 
     @native
     def add(self, name: str, inst: V) -> bool:
@@ -133,7 +145,7 @@ class DictionaryStash(Stash[V]):
         return {name: value for name, value in self.__dict__.items() if name != "_lock"}
 
     def __setstate__(self, state: dict[str, object]) -> None:
-        self.__dict__.update(state, _lock=threading.RLock())
+        self.__dict__.update(state, _lock=ForkLock())
 
 
 def _check_maxsize(maxsize: object) -> int:

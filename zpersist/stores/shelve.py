@@ -5,7 +5,6 @@ from __future__ import annotations
 import dbm
 import errno
 import os
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -15,12 +14,13 @@ from typing import Any, TypeVar
 
 from attrs import define, field, setters
 
-from zpersist.codecs import Codec, PickleCodec
+from zpersist.codecs import Codec, PickleCodec, check_codec
 from zpersist.errors import StorageError
 from zpersist.files.atomic import make_directory, storage_error
 from zpersist.files.envelope import pack, unpack
 from zpersist.files.locks import KeyLocks, LockHandle
 from zpersist.files.paths import as_path
+from zpersist.forklock import ForkLock
 from zpersist.keys import check_str_key
 from zpersist.stash import COMPANIONS, MISSING, CloseableStash, Missing, Stash, native
 
@@ -78,11 +78,11 @@ class ShelveStash(CloseableStash[V]):
     path: Path = field(converter=as_path, on_setattr=setters.frozen)
     writeback: bool = field(default=True)
     auto_close: bool = field(default=True)
-    codec: Codec = field(factory=PickleCodec, kw_only=True)
+    codec: Codec = field(factory=PickleCodec, kw_only=True, validator=check_codec)
     timeout: float = field(default=60.0, kw_only=True)
     _file: str = field(init=False, repr=False)
     _locks: KeyLocks = field(init=False, repr=False)
-    _lock: threading.RLock = field(init=False, repr=False, factory=threading.RLock)
+    _lock: ForkLock = field(init=False, repr=False, factory=ForkLock)
     _db: Any = field(init=False, repr=False, default=None)
     _pid: int = field(init=False, repr=False, default=0)
     _depth: int = field(init=False, repr=False, default=0)
@@ -125,12 +125,12 @@ class ShelveStash(CloseableStash[V]):
                 if self._db is None:
                     self._open()
                 yield self._db
-            except dbm.error as err:
-                raise StorageError(errno.EIO, f"the DBM refused: {err}", self._file) from err
+            except StorageError:
+                raise
             except OSError as err:
-                raise (
-                    err if isinstance(err, StorageError) else storage_error(err, "the DBM refused", self._file)
-                ) from err
+                raise storage_error(err, "the DBM refused", self._file) from err
+            except dbm.error[0] as err:
+                raise StorageError(errno.EIO, f"the DBM refused: {err}", self._file) from err
             finally:
                 self._depth -= 1
                 if not self._depth and self.auto_close:
@@ -156,7 +156,7 @@ class ShelveStash(CloseableStash[V]):
             self._close()
             if isinstance(err, OSError):
                 raise storage_error(err, "can not open the shelf", self._file) from err
-            if isinstance(err, dbm.error):
+            if isinstance(err, dbm.error[0]):
                 raise StorageError(errno.EIO, f"can not open the shelf: {err}", self._file) from err
             raise
 
@@ -192,7 +192,7 @@ class ShelveStash(CloseableStash[V]):
                     stack.callback(self._write_back, name, data, value)
 
     def _write_back(self, name: str, old: bytes, value: V) -> None:
-        data = self._encode(value)
+        data = self._encode(name, value)
         if data != old:
             self._db[name.encode()] = data
 
@@ -201,12 +201,12 @@ class ShelveStash(CloseableStash[V]):
         return {name: value for name, value in self.__dict__.items() if name not in lost}
 
     def __setstate__(self, state: dict[str, object]) -> None:
-        self.__dict__.update(state, _db=None, _handle=None, _live={}, _lock=threading.RLock(), _pid=0, _depth=0)
+        self.__dict__.update(state, _db=None, _handle=None, _live={}, _lock=ForkLock(), _pid=0, _depth=0)
 
     # values
 
-    def _encode(self, inst: V) -> bytes:
-        (data,) = pack(self.codec, inst, out_of_band=False)
+    def _encode(self, name: str, inst: V) -> bytes:
+        (data,) = pack(self.codec, inst, tag=name, out_of_band=False)
         return bytes(data)
 
     def _remember(self, name: str, data: bytes, inst: V) -> None:
@@ -221,14 +221,14 @@ class ShelveStash(CloseableStash[V]):
             data = db.get(name.encode())
             if data is None:
                 return MISSING
-            value: V = unpack(data, self.codec, f"{name!r} in {self._file}")[0]
+            value: V = unpack(data, self.codec, name, self._file)
             self._remember(name, data, value)
             return value
 
     def dump(self, name: str, inst: V) -> None:
         """Keep a value under a key."""
         check_str_key(name)
-        data = self._encode(inst)
+        data = self._encode(name, inst)
         with self._opened() as db:
             db[name.encode()] = data
             self._remember(name, data, inst)

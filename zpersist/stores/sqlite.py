@@ -17,10 +17,10 @@ from typing import Any, TypeVar
 from attrs import define, field, setters
 
 from zpersist.chunking import chunks
-from zpersist.codecs import Codec, PickleCodec
+from zpersist.codecs import Codec, PickleCodec, check_codec
 from zpersist.errors import CorruptValueError, InvalidArgumentError, StorageError, ZPersistError
 from zpersist.files.atomic import Durability, check_durability, make_directory, storage_error
-from zpersist.files.envelope import pack, unpack_tagged
+from zpersist.files.envelope import pack, unpack
 from zpersist.files.locks import KeyLocks
 from zpersist.files.paths import as_path
 from zpersist.keys import check_str_key
@@ -48,15 +48,32 @@ _FAULTS = (sqlite3.Error, UnicodeDecodeError)
 
 # Connections inherited by a forked child: closing one there could take the parent's locks and log away.
 _abandoned: list[sqlite3.Connection] = []
-_open: weakref.WeakSet[SqliteStash[Any]] = weakref.WeakSet()
+_stashes: weakref.WeakSet[SqliteStash[Any]] = weakref.WeakSet()
+_waiting: list[SqliteStash[Any]] = []
 
 
-def _abandon_in_child() -> None:
-    for stash in tuple(_open):
-        stash._abandon()
+def _before_fork() -> None:
+    # A child inherits SQLite's memory of the locks its parent holds, and would then take none of its own: its
+    # writes would be lost when the parent closes the database.  So nothing is open at a fork.
+    for stash in sorted(_stashes, key=id):
+        stash._lock.acquire()
+        _waiting.append(stash)
+        if stash._db is not None and not stash._db.in_transaction:
+            stash._db.close()
+            stash._forget()
 
 
-os.register_at_fork(after_in_child=_abandon_in_child)
+def _after_fork_in_parent() -> None:
+    while _waiting:
+        _waiting.pop()._lock.release()
+
+
+def _after_fork_in_child() -> None:
+    while _waiting:
+        _waiting.pop()._abandon()
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
 
 
 def _is_full(path: str) -> bool:
@@ -133,7 +150,7 @@ class SqliteStash(CloseableStash[V]):
 
     path: Path = field(converter=as_path, on_setattr=setters.frozen)
     table: str = field(default="stash", kw_only=True, validator=_check_table)
-    codec: Codec = field(factory=PickleCodec, kw_only=True)
+    codec: Codec = field(factory=PickleCodec, kw_only=True, validator=check_codec)
     durability: Durability = field(default="rename", kw_only=True, converter=check_durability)
     timeout: float = field(default=60.0, kw_only=True)
     _file: str = field(init=False, repr=False)
@@ -144,6 +161,7 @@ class SqliteStash(CloseableStash[V]):
     _companions: dict[str, SqliteStash[Any]] = field(init=False, repr=False, factory=dict)
 
     def __attrs_post_init__(self) -> None:
+        _stashes.add(self)
         self._execute = self._open_and_execute
         self._file = os.path.abspath(self.path)
         self._locks = KeyLocks.beside(self._file)
@@ -158,7 +176,6 @@ class SqliteStash(CloseableStash[V]):
             if self._db is None:
                 self._db = self._open()
                 self._execute = self._db.execute
-                _open.add(self)
             return self._db
 
     def _open_and_execute(self, sql: str, values: Sequence[object]) -> sqlite3.Cursor:
@@ -174,7 +191,6 @@ class SqliteStash(CloseableStash[V]):
     def _forget(self) -> None:
         self._db = None
         self._execute = self._open_and_execute
-        _open.discard(self)
 
     def _open(self) -> sqlite3.Connection:
         make_directory(os.path.dirname(self._file))
@@ -228,18 +244,17 @@ class SqliteStash(CloseableStash[V]):
             raise self._translate(err) from err
 
     def _run(self, sql: str, values: Sequence[object] = ()) -> tuple[list[Any], int]:
-        db = self._connection()
         with self._lock:
             try:
-                cursor = db.execute(sql.replace("$table", f'"{self.table}"'), values)
+                cursor = self._connection().execute(sql.replace("$table", f'"{self.table}"'), values)
                 return cursor.fetchall(), cursor.rowcount
             except _FAULTS as err:
                 raise self._translate(err) from err
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        db = self._connection()
         with self._lock:
+            db = self._connection()
             try:
                 db.execute("BEGIN IMMEDIATE")
                 try:
@@ -271,6 +286,7 @@ class SqliteStash(CloseableStash[V]):
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state, _db=None, _lock=threading.RLock(), _companions={})
         self._execute = self._open_and_execute
+        _stashes.add(self)
 
     # values
 
@@ -279,7 +295,7 @@ class SqliteStash(CloseableStash[V]):
         return bytes(data)
 
     def _decode(self, name: str, data: bytes) -> V:
-        return unpack_tagged(data, self.codec, name, self._file)  # type: ignore[no-any-return]
+        return unpack(data, self.codec, name, self._file)  # type: ignore[no-any-return]
 
     def _fetch(self, name: str) -> V | Missing:
         check_str_key(name)
@@ -288,7 +304,7 @@ class SqliteStash(CloseableStash[V]):
                 row = self._execute(self._select, (name,)).fetchone()
         except _FAULTS as err:
             raise self._translate(err) from err
-        return MISSING if row is None else unpack_tagged(row[0], self.codec, name, self._file)
+        return MISSING if row is None else unpack(row[0], self.codec, name, self._file)
 
     def dump(self, name: str, inst: V) -> None:
         """Keep a value under a key."""
@@ -352,7 +368,10 @@ class SqliteStash(CloseableStash[V]):
                 f"ORDER BY key{' DESC' if reverse else ''} LIMIT {_BATCH}",
                 values,
             )
-            yield from rows
+            for row in rows:
+                if not isinstance(row[0], str):
+                    raise CorruptValueError(f"{self._file} is damaged: {row[0]!r} is no key; restore it from a copy")
+                yield row
             if len(rows) < _BATCH:
                 return
             if reverse:

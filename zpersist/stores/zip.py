@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +13,7 @@ from attrs import define, field
 from zpersist.errors import CorruptValueError, DecodeError, InvalidArgumentError
 from zpersist.files.atomic import storage_error
 from zpersist.files.paths import as_path
+from zpersist.forklock import ForkLock
 from zpersist.stash import MISSING, CloseableStash, Missing, ReadOnlyStash
 
 __all__ = ["ZipStash"]
@@ -70,7 +70,7 @@ class ZipStash(ReadOnlyStash[bytes | str], CloseableStash[bytes | str]):
     path: Path = field(converter=_absolute)
     root: str | None = field(default=None, validator=_check_root)
     encoding: str | None = field(default=None)
-    _lock: threading.RLock = field(init=False, repr=False, factory=threading.RLock)
+    _lock: ForkLock = field(init=False, repr=False, factory=ForkLock)
     _opened: tuple[int, Path, zipfile.ZipFile] | None = field(init=False, repr=False, default=None)
 
     def _archive(self) -> zipfile.ZipFile:
@@ -93,9 +93,9 @@ class ZipStash(ReadOnlyStash[bytes | str], CloseableStash[bytes | str]):
         return name if self.root is None else f"{self.root}/{name}"
 
     def _fetch(self, name: str) -> bytes | str | Missing:
-        archive = self._archive()
         try:
-            data = archive.read(self._member(name)) if self.exists(name) else None
+            with self._lock:
+                data = self._archive().read(self._member(name)) if self.exists(name) else None
         except zipfile.BadZipFile as err:
             raise CorruptValueError(f"{name!r} in {self.path} is damaged: {err}") from err
         if data is None:
@@ -132,4 +132,4 @@ class ZipStash(ReadOnlyStash[bytes | str], CloseableStash[bytes | str]):
         return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_opened")}
 
     def __setstate__(self, state: dict[str, object]) -> None:
-        self.__dict__.update(state, _lock=threading.RLock(), _opened=None)
+        self.__dict__.update(state, _lock=ForkLock(), _opened=None)

@@ -161,6 +161,11 @@ def keep_work(owner: object, name: str, work: PersistedWork) -> None:
         room.__set__(owner, work)
 
 
+def _attributes(owner: object) -> dict[str, Any]:
+    attributes = getattr(owner, "__dict__", None)
+    return attributes if isinstance(attributes, dict) else _beside.works(owner)
+
+
 class WorkAttribute:
     """Gives each instance its own work, also after ``copy.copy`` has copied a reference to another one's.
 
@@ -177,23 +182,26 @@ class WorkAttribute:
             return self
         if self.slot is not None:
             value = self.slot.__get__(owner, cls)
-        elif self._name in owner.__dict__:
-            value = owner.__dict__[self._name]
+        elif self._name in _attributes(owner):
+            value = _attributes(owner)[self._name]
         else:
             raise AttributeError(f"{type(owner).__name__!r} object has no attribute {self._name!r}")
         return find_work(owner, self._name, self._kind) if isinstance(value, self._kind) else value
 
     def __set__(self, owner: Any, value: object) -> None:
         if self.slot is None:
-            owner.__dict__[self._name] = value
+            _attributes(owner)[self._name] = value
         else:
             self.slot.__set__(owner, value)
 
     def __delete__(self, owner: Any) -> None:
+        work = getattr(owner, self._name)
+        if isinstance(work, self._kind):
+            work._unmirror()
         if self.slot is not None:
             self.slot.__delete__(owner)
-        elif owner.__dict__.pop(self._name, self) is self:
-            raise AttributeError(self._name)
+        else:
+            del _attributes(owner)[self._name]
 
 
 def own_attribute(cls: type, name: str, kind: type[PersistedWork]) -> None:
@@ -201,7 +209,7 @@ def own_attribute(cls: type, name: str, kind: type[PersistedWork]) -> None:
     slot = getattr(cls, name, None)
     if isinstance(slot, MemberDescriptorType):
         cls = slot.__objclass__
-    elif hasattr(cls, name) or cls.__dictoffset__ == 0:
+    elif hasattr(cls, name):
         return
     else:
         slot = None
@@ -210,14 +218,15 @@ def own_attribute(cls: type, name: str, kind: type[PersistedWork]) -> None:
         setattr(cls, name, WorkAttribute(name, kind, slot))
 
 
-_looked_at: weakref.WeakSet[type] = weakref.WeakSet()
-
-
 def own_attributes(cls: type, kind: type[PersistedWork]) -> None:
     """Do so for all works of a class that its decorated methods name, once."""
-    if cls in _looked_at:
+    try:
+        registry = class_registry(cls)
+    except OwnerError:
         return
-    _looked_at.add(cls)
+    if registry.setdefault("looked at", False):
+        return
+    registry["looked at"] = True
     for base in cls.__mro__:
         for value in tuple(vars(base).values()):
             name = getattr(getattr(value, "fget", value), WORK_NAME, None)

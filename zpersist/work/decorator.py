@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import threading
 import warnings
 from collections.abc import Callable
 from functools import wraps
@@ -15,6 +14,7 @@ from attrs import frozen
 from zpersist.codecs import Codec
 from zpersist.errors import InvalidArgumentError, WorkNameError
 from zpersist.files.atomic import Durability
+from zpersist.forklock import ForkLock
 from zpersist.stash import MISSING, Stash
 from zpersist.work.attach import WORK_NAME, find_work, keep_work, own_attribute
 from zpersist.work.work import PersistedWork
@@ -25,7 +25,7 @@ F = TypeVar("F")
 C = TypeVar("C", bound=Callable[..., Any])
 Function = Callable[..., Any]
 
-_making = threading.RLock()
+_making = ForkLock()
 
 
 class _Ownerless:
@@ -275,16 +275,25 @@ def _in_class_body(fn: Function) -> bool:
     return bool(where) and not where.endswith("<locals>")
 
 
+def is_overridden(fn: Function, owner: object) -> bool:
+    """Return whether the class of an owner has another attribute in the place of a method."""
+    cls = owner if isinstance(owner, type) else type(owner)
+    found: Any = inspect.getattr_static(cls, getattr(fn, "__name__", ""), None)
+    for inner in ("fget", "fn", "__func__"):
+        found = getattr(found, inner, found)
+    return found is not None and (not callable(found) or inspect.unwrap(found) is not fn)
+
+
 def _claim(work: PersistedWork, fn: Function, owner: object) -> bool:
     """Make a work that of a function; ``False`` if the function is one that its owner's class overrides."""
+    if is_overridden(fn, owner):
+        return False
     if work.function is fn:
         return True
     if work.function is None:
         work.function = fn
         work.worker = fn
         return True
-    if work.function.__name__ == fn.__name__:
-        return False
     raise WorkNameError(
         f"{type(owner).__qualname__}: {work.function.__name__} and {fn.__name__} both use the work {work.name!r}; "
         f"give each its own name"

@@ -47,7 +47,13 @@ async def await_work(work: Work, body: Body) -> Any:
     flight: _Flight | None = cell.tasks.get(loop)
     if flight is None:
         flight = cell.tasks[loop] = _Flight(loop.create_task(_fly(work, body)))
-        flight.task.add_done_callback(lambda _: cell.tasks.pop(loop, None))
+        mine = flight
+
+        def landed(task: asyncio.Task[Any]) -> None:
+            if cell.tasks.get(loop) is mine:
+                del cell.tasks[loop]
+
+        flight.task.add_done_callback(landed)
     flight.waiting += 1
     try:
         return await asyncio.shield(flight.task)
@@ -62,8 +68,12 @@ async def await_work(work: Work, body: Body) -> Any:
 async def _fly(work: Work, body: Body) -> Any:
     cell = work._alive()
     level = work._level
+    epoch = cell.epoch
     value = await _compute(work, body) if level is None else await _load_or_compute(work, level, body)
     with cell.lock:
+        if cell.epoch != epoch:
+            # Cleared or set meanwhile: those who asked before get what they asked for, nobody else does.
+            return value
         if cell.get() is MISSING:
             cell.value = value
         return cell.value
@@ -74,13 +84,15 @@ async def _load_or_compute(work: Work, level: Level, body: Body) -> Any:
     if value is not MISSING:
         return value
     level.check()
+    epoch = work._cell.epoch
     while (handle := level.try_flight()) is None:
         await asyncio.sleep(_POLL)
     try:
         value = await asyncio.to_thread(level.load)
         if value is MISSING:
             value = await _compute(work, body)
-            await asyncio.to_thread(level.dump, value)
+            if work._cell.epoch == epoch:
+                await asyncio.to_thread(level.dump, value)
         return value
     finally:
         handle.release()

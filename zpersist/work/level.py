@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from zpersist.codecs import Codec
 from zpersist.errors import CorruptValueError, FormatVersionError, StorageError
 from zpersist.files.atomic import Durability, close_quietly, make_directory, storage_error, sync_directory, write_file
-from zpersist.files.envelope import open_frame, pack, read_file
+from zpersist.files.envelope import WrongTagError, open_frame, pack, read_file
 from zpersist.files.locks import KeyLocks, LockHandle
 from zpersist.files.sweep import sweep
 from zpersist.stash import MISSING, Stash
@@ -74,8 +74,11 @@ class FileLevel:
 
     def load(self) -> Any:
         try:
-            value, version = read_file(self.path, self._codec, mapped=self._mmap)
+            return read_file(self.path, self._codec, mapped=self._mmap, tag=self._version)
         except FileNotFoundError:
+            return MISSING
+        except WrongTagError as err:
+            logger.info("%s is of version %r, %r is wanted: it is computed again", self.path, str(err), self._version)
             return MISSING
         except FormatVersionError:
             raise
@@ -86,10 +89,6 @@ class FileLevel:
                 logger.warning("%s (it is computed again)", err)
                 self._told = True
             return MISSING
-        if version != self._version:
-            logger.info("%s is of version %r, %r is wanted: it is computed again", self.path, version, self._version)
-            return MISSING
-        return value
 
     def check(self) -> None:
         if self._mkdir:

@@ -12,7 +12,7 @@ from zpersist.errors import InvalidArgumentError
 from zpersist.files.atomic import Durability
 from zpersist.stash import MISSING, Stash
 from zpersist.work.attach import own_attribute
-from zpersist.work.decorator import Spec, check_function, make_spec
+from zpersist.work.decorator import Spec, check_function, is_overridden, make_spec
 from zpersist.work.work import PersistedWork
 
 __all__ = ["persisted_property"]
@@ -127,6 +127,9 @@ class persisted_property(Generic[T]):  # noqa: N801 - used as a decorator
             return self
         if self._spec is None:
             raise InvalidArgumentError("a persisted_property must be made in the body of a class")
+        if is_overridden(self.fn, owner):
+            # Reached by super(): the owner's own property keeps what it makes of it.
+            return self.fn(owner)  # type: ignore[no-any-return]
         work = self._spec.work_of(owner)
         if work.worker is not self.fn:
             work.worker = work.function = self.fn

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import sys
-import threading
 import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from zpersist.codecs import Codec, PickleCodec
+from zpersist.codecs import Codec, PickleCodec, check_codec
 from zpersist.errors import DeallocatedError, InvalidArgumentError
 from zpersist.files.atomic import Durability, check_durability
+from zpersist.forklock import ForkLock
 from zpersist.stash import MISSING, Stash
 from zpersist.work.attach import class_registry, own_attributes, reference_to
 from zpersist.work.dealloc import Deallocatable
@@ -22,20 +24,24 @@ __all__ = ["Cell", "PersistedWork"]
 class Cell:
     """A place for one value in memory; an unset ``value`` means that there is none."""
 
-    __slots__ = ("lock", "tasks", "value")
+    __slots__ = ("epoch", "lock", "tasks", "value")
 
     value: Any
 
     def __init__(self) -> None:
-        self.lock = threading.RLock()
+        self.lock = ForkLock()
         self.tasks: dict[Any, Any] = {}
+        #: Counts what makes a computation that has begun before void.
+        self.epoch = 0
 
     def get(self) -> Any:
         """Return the value, or ``MISSING``."""
         return getattr(self, "value", MISSING)
 
     def clear(self) -> None:
-        """Forget the value."""
+        """Forget the value, and what is being computed."""
+        self.epoch += 1
+        self.tasks.clear()
         if hasattr(self, "value"):
             del self.value
 
@@ -46,7 +52,8 @@ def _nobody() -> None:
 
 def refuse_one_pass(what: str, value: object) -> None:
     """Raise if a result can be used only once."""
-    if isinstance(value, (types.GeneratorType, types.AsyncGeneratorType, types.CoroutineType)):
+    once = (types.AsyncGeneratorType, types.CoroutineType)
+    if isinstance(value, once) or (isinstance(value, Iterator) and not isinstance(value, io.IOBase)):
         close = getattr(value, "close", None)
         if close is not None:
             close()
@@ -160,6 +167,7 @@ class PersistedWork(Deallocatable):
         self.cache_global = cache_global
         self.transient = transient
         self.deallocate_recursive = deallocate_recursive
+        self.initial_value = initial_value
         self.worker: Any = None
         self.function: Any = None
         self.mirror: str | None = None
@@ -171,6 +179,8 @@ class PersistedWork(Deallocatable):
             raise InvalidArgumentError(f"key {key!r} is of no use without a stash; give stash=")
         if codec is not None and self.path is None:
             raise InvalidArgumentError(f"codec {codec!r} is of no use without a file; a stash has its own")
+        if codec is not None:
+            check_codec(self, "codec", codec)
         if version and self.path is None and stash is None:
             raise InvalidArgumentError(f"version {version!r} is of no use without a file or a stash")
         if stash is not None:
@@ -212,9 +222,10 @@ class PersistedWork(Deallocatable):
         level = self._level
         where = level.path if isinstance(level, FileLevel) else self.name
         shared: Cell = class_registry(cls).setdefault("cells", {}).setdefault(where, Cell())
-        with shared.lock:
-            if shared is not self._cell and shared.get() is MISSING and self._cell.get() is not MISSING:
-                shared.value = self._cell.value
+        own = self._cell.get()
+        if own is not MISSING and shared.get() is MISSING:
+            # Not under the lock, which is held as long as anybody computes.
+            shared.value = own
         self._cell = shared
 
     def _owned_by(self, owner: object) -> PersistedWork:
@@ -227,6 +238,8 @@ class PersistedWork(Deallocatable):
         twin: PersistedWork = object.__new__(type(self))
         twin.__dict__.update(self.__dict__, _cell=Cell())
         twin.owner = owner
+        if self.initial_value is not MISSING:
+            twin._cell.value = self.initial_value
         if self.mirror is not None:
             value = vars(owner).get(self.mirror, MISSING)
             if value is not MISSING:
@@ -291,6 +304,7 @@ class PersistedWork(Deallocatable):
         with cell.lock:
             if self._level is not None:
                 self._level.dump(obj)
+            cell.clear()
             cell.value = obj
             self._unmirror()
 
@@ -386,7 +400,7 @@ class PersistedWork(Deallocatable):
         value = state.pop("value", MISSING)
         if value is not MISSING:
             cell.value = value
-        self.__dict__.update(state, _cell=cell, _ref=_nobody, worker=None, function=None)
+        self.__dict__.update(state, _cell=cell, _ref=_nobody, worker=None, function=None, initial_value=MISSING)
 
     def _deallocate_str(self) -> str:
         return str(self)

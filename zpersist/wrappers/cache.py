@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 from attrs import define, field
 
+from zpersist.forklock import ForkLock
 from zpersist.stash import MISSING, Missing, Stash, native
 from zpersist.stores.memory import DictionaryStash
 from zpersist.wrappers.delegate import DelegateStash, check_stash
@@ -47,7 +47,7 @@ class CacheStash(DelegateStash[V]):
     """
 
     cache_stash: Stash[V] = field(factory=DictionaryStash, validator=check_stash)
-    _guard: threading.Lock = field(init=False, repr=False, factory=threading.Lock)
+    _guard: ForkLock = field(init=False, repr=False, factory=ForkLock)
     _writes: int = field(init=False, repr=False, default=0)
 
     def _fetch(self, name: str) -> V | Missing:
@@ -87,14 +87,17 @@ class CacheStash(DelegateStash[V]):
     def delete(self, name: str) -> bool:
         """Remove a key from both, and return whether it was there."""
         with self._writing(name):
-            there = self.delegate.delete(name)
-            self._wrote(name, MISSING)
-            return there
+            try:
+                return self.delegate.delete(name)
+            finally:
+                self._wrote(name, MISSING)
 
     @native
     def add(self, name: str, inst: V) -> bool:
         """Keep a value in the delegate only if there is none."""
         with self._writing(name):
+            # Forgotten first: should the outcome be unknown, nothing old is served.
+            self._wrote(name, MISSING)
             added = self.delegate.add(name, inst)
             self._wrote(name, inst if added else MISSING)
             return added
@@ -103,9 +106,12 @@ class CacheStash(DelegateStash[V]):
     def update(self, name: str, fn: Callable[[Any], V], default: Any = None) -> V:
         """Replace a value in the delegate by what a function makes of it."""
         with self._writing(name):
-            value = self.delegate.update(name, fn, default)
-            self._wrote(name, value)
-            return value
+            value: V | Missing = MISSING
+            try:
+                value = self.delegate.update(name, fn, default)
+                return value
+            finally:
+                self._wrote(name, value)
 
     def _cleared(self) -> None:
         super()._cleared()
@@ -136,4 +142,4 @@ class CacheStash(DelegateStash[V]):
         return {name: value for name, value in self.__dict__.items() if name != "_guard"}
 
     def __setstate__(self, state: dict[str, object]) -> None:
-        self.__dict__.update(state, _guard=threading.Lock())
+        self.__dict__.update(state, _guard=ForkLock())

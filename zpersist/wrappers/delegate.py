@@ -27,7 +27,11 @@ class DelegateDefaults:
 def check_stash(owner: object, attribute: Any, stash: object) -> None:
     """Raise unless ``stash`` is one (a validator for attrs)."""
     if DelegateDefaults.CLASS_CHECK and not isinstance(stash, Stash):
-        hint = "give an instance of it" if isinstance(stash, type) else "wrap a mapping in DictionaryStash(mapping)"
+        hints = {type: "give an instance of it", int: "use LRUCacheStash(n)", str: "use DirectoryStash(path)"}
+        hint = next(
+            (hint for kind, hint in hints.items() if isinstance(stash, kind)),
+            "wrap a mapping in DictionaryStash(mapping), a function in a subclass of ReadOnlyStash",
+        )
         raise InvalidDelegateError(f"{attribute.name} of {type(owner).__name__} must be a stash, not {stash!r}; {hint}")
 
 

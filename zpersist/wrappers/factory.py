@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from attrs import define, field
 
+from zpersist.errors import InvalidDelegateError
 from zpersist.stash import MISSING, Missing, ReadOnlyStash, Stash, native
 from zpersist.wrappers.delegate import check_stash
 from zpersist.wrappers.prime import PreemptiveStash
@@ -15,6 +16,16 @@ from zpersist.wrappers.prime import PreemptiveStash
 __all__ = ["CacheFactoryStash", "FactoryStash"]
 
 V = TypeVar("V")
+
+
+def check_keeps(owner: object, attribute: Any, stash: object) -> None:
+    """Raise unless ``stash`` is one that can keep values (a validator for attrs)."""
+    check_stash(owner, attribute, stash)
+    if isinstance(stash, ReadOnlyStash):
+        raise InvalidDelegateError(
+            f"delegate of {type(owner).__name__} keeps what is made, and {type(stash).__name__} is read only; "
+            f"were delegate and factory swapped?"
+        )
 
 
 @define(slots=False, eq=False)
@@ -57,7 +68,7 @@ class FactoryStash(PreemptiveStash[V]):
     (4, 4, ['1', '2'])
     """
 
-    delegate: Stash[V] = field(validator=check_stash)
+    delegate: Stash[V] = field(validator=check_keeps)
     factory: Stash[V] = field(validator=check_stash)
     enable_preemptive: bool = field(default=True)
     dump_factory_nones: bool = field(default=True)

@@ -61,7 +61,7 @@ class FailureFilterStash(PrimeableStash[V], DelegateStash[V]):
     def _valid(self) -> dict[str, None]:
         if self._keys is None:
             try:
-                names = read_file(self._file, PickleCodec())[0]
+                names = read_file(self._file, PickleCodec())
             except FileNotFoundError:
                 items: Iterable[tuple[str, Any]] = self.delegate.items()
                 names = [name for name, value in items if not isinstance(value, Failure)]
