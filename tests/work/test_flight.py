@@ -313,3 +313,75 @@ def test_an_async_generator_is_refused():
             @persisted("_v")
             async def v(self):
                 yield 1
+
+
+def test_cancelled_and_awaited_again_at_once(elsewhere):
+    async def main():
+        owner = Async()
+        first = asyncio.create_task(owner.v())
+        while not owner.runs:
+            await asyncio.sleep(0.001)
+        first.cancel()
+        second = asyncio.create_task(owner.v())
+        await asyncio.sleep(0.01)
+        third = asyncio.create_task(owner.v())
+        await asyncio.sleep(0.01)
+        owner.gate.set()
+        assert await asyncio.gather(second, third) == [None, None]
+        assert owner.runs == 2
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("in_file", [True, False])
+def test_what_is_cleared_while_a_coroutine_computes_stays_cleared(elsewhere, in_file):
+    async def main():
+        class In:
+            x = 1
+
+            def __init__(self):
+                self._v = PersistedWork(Path("v.dat") if in_file else "v", self)
+                self.gate = asyncio.Event()
+
+            @persisted("_v")
+            async def v(self):
+                x = self.x
+                await self.gate.wait()
+                return x
+
+        owner = In()
+        first = asyncio.create_task(owner.v())
+        await asyncio.sleep(0.05)
+        owner.x = 2
+        owner._v.clear()
+        second = asyncio.create_task(owner.v())
+        await asyncio.sleep(0.05)
+        owner.gate.set()
+        assert [await first, await second, await owner.v()] == [1, 2, 2]
+
+    asyncio.run(main())
+
+
+def test_no_lock_is_held_while_a_shared_work_computes():
+    class Config:
+        @property
+        @persisted("_options")
+        def options(self):
+            return {}
+
+    begun = threading.Event()
+
+    class Model:
+        @property
+        @persisted("_weights", cache_global=True)
+        def weights(self):
+            begun.set()
+            threading.Event().wait(0.1)
+            return Config().options
+
+    def use(number):
+        if number:
+            begun.wait()
+        return Model().weights
+
+    assert in_threads(2, use) == [{}, {}]

@@ -154,7 +154,8 @@ def test_owners_are_not_kept_alive(kind):
     gc.collect()
     from zpersist.work.attach import _beside
 
-    for number in range(200):
+    # The dead are swept when there are twice as many as there once were living.
+    for number in range(600):
         assert kind(number).v == 2 * number
     assert len(_beside._entries) < 150
 
@@ -619,7 +620,8 @@ def test_deep_copies_and_pickles(kind):
     assert one.v == 10
     for other in (copy.deepcopy(one), pickle.loads(pickle.dumps(one))):
         object.__setattr__(other, "n", 9)
-        assert other.v == 10 if hasattr(one, "_v") else other.v in (10, 18)
+        # A slotted owner has its works beside it, where neither pickle nor copy looks.
+        assert other.v == (10 if isinstance(getattr(one, "__dict__", None), dict) else 18)
         if hasattr(other, "_v"):
             other._v.clear()
             assert [other.v, one.v] == [18, 10]
@@ -821,3 +823,122 @@ def test_property_of_a_coroutine_says_what_to_do():
         @persisted_property
         async def v(self):
             return 1
+
+
+# what an overriding method and super() have to do with each other
+
+
+class Base:
+    @persisted_property
+    def v(self):
+        return "base"
+
+    @property
+    @persisted("_w")
+    def w(self):
+        calls.append("base")
+        return "base"
+
+    def base(self):
+        return Base.v.__get__(self), Base.w.fget(self)
+
+
+class Sub(Base):
+    @persisted_property
+    def v(self):
+        return f"sub+{super().v}"
+
+    @property
+    @persisted("_w")
+    def w(self):
+        calls.append("sub")
+        return f"sub+{super().w}"
+
+
+class PlainSub(Base):
+    def v(self):
+        return f"plain+{super().v}"
+
+
+@pytest.mark.parametrize("base_first", [True, False])
+def test_overridden_and_overriding_have_nothing_in_common(base_first):
+    owner = Sub()
+    for _ in range(2):
+        if base_first:
+            assert owner.base() == ("base", "base")
+        assert [owner.v, owner.w] == ["sub+base", "sub+base"]
+        assert owner.base() == ("base", "base")
+    assert calls.count("sub") == 1
+    twin = copy.deepcopy(owner)
+    assert [twin.base(), twin.w] == [("base", "base"), "sub+base"]
+    assert [PlainSub().v(), PlainSub().v()] == ["plain+base"] * 2
+
+
+def test_deleting_the_work_of_a_property_computes_again():
+    owner = Properties(1)
+    assert owner.v == 2
+    owner.n = 3
+    del owner._persisted_v
+    assert owner.v == 6
+    owner._persisted_v.clear()
+
+
+@dataclass(slots=True)
+class SlottedProperty:
+    n: int
+
+    @persisted_property
+    def v(self):
+        calls.append(self.n)
+        return self.n
+
+    @property
+    @persisted("_w")
+    def w(self):
+        return self.n
+
+
+def test_works_of_slotted_owners_can_be_reached():
+    owner, other = SlottedProperty(1), SlottedProperty(2)
+    assert [owner.v, owner.w, other.v, other.w] == [1, 1, 2, 2]
+    owner.n = 5
+    owner._persisted_v.clear()
+    owner._w.clear()
+    assert [owner.v, owner.w, other.v, other.w] == [5, 5, 2, 2]
+
+
+def test_every_iterator_is_refused():
+    class Returns:
+        @persisted("_v")
+        def v(self):
+            return map(str, [1, 2])
+
+    with pytest.raises(InvalidArgumentError, match="can be used only once"):
+        Returns().v()
+
+
+def test_a_copy_keeps_the_initial_value():
+    class In:
+        def __init__(self):
+            self._v = PersistedWork("v", self, initial_value=5)
+
+        @persisted("_v")
+        def v(self):
+            return "computed"
+
+    assert [copy.copy(In()).v(), copy.deepcopy(In()).v()] == [5, 5]
+
+
+def test_a_class_that_can_not_be_hashed():
+    class Meta(type):
+        def __eq__(cls, other):
+            return True
+
+        __hash__ = None
+
+    class In(metaclass=Meta):
+        @persisted("_v", cache_global=True)
+        def v(self):
+            return 1
+
+    assert [In().v(), In().v()] == [1, 1]
