@@ -40,6 +40,7 @@ from zpersist import (
     OwnerError,
     PersistableContainer,
     PersistedWork,
+    PickleCodec,
     ShelveStash,
     SortedStash,
     SqliteStash,
@@ -220,6 +221,35 @@ def test_what_is_no_path(path, kind):
 def test_what_is_no_path_of_a_work(path):
     with raises(InvalidArgumentError, "must be a Path (a file) or a str (a name)", repr(path)):
         PersistedWork(path, None)
+
+
+@pytest.mark.parametrize("path, words", [("a\0b", "null character"), ("\ud800", "lone surrogate")])
+@pytest.mark.parametrize(
+    "kind",
+    [DirectoryStash, SqliteStash, ShelveStash, ZipStash, IncrementKeyDirectoryStash, lambda path: work_at(Path(path))],
+)
+def test_what_no_file_can_be_named(path, words, kind):
+    with raises(InvalidArgumentError, repr(path), words):
+        kind(path)
+
+
+@pytest.mark.parametrize("codec", [None, "pickle", PickleCodec, 3])
+@pytest.mark.parametrize("kind", [DirectoryStash, SqliteStash, ShelveStash])
+def test_what_is_no_codec(codec, kind, tmp_path):
+    with raises(InvalidArgumentError, f"codec of {kind.__name__} must be a codec", repr(codec)):
+        kind(tmp_path / "data", codec=codec)
+
+
+@pytest.mark.parametrize("timeout", ["x", None, -1, True, float("nan")])
+def test_what_is_no_timeout(timeout, tmp_path):
+    with raises(InvalidArgumentError, "timeout must be a number of seconds", repr(timeout)):
+        SqliteStash(tmp_path / "data.db", timeout=timeout)
+
+
+@pytest.mark.parametrize("version", [3, None, b"1"])
+def test_what_is_no_version(version, tmp_path):
+    with raises(InvalidArgumentError, "version must be a str", repr(version), "use str(version)"):
+        work_at(tmp_path / "work.dat", version=version)
 
 
 # a directory where a file should be, and the other way round
@@ -548,6 +578,7 @@ def test_a_value_that_can_not_be_pickled(value, stash):
         with raises(EncodeError, type(inst).__qualname__, "can't be pickled", "codec=DillCodec()") as caught:
             do()
         assert isinstance(caught.value, TypeError)
+        assert "while it was to be kept as" in str(caught.value.__notes__)
         assert list(stash.keys()) == ["kept"]
         assert stash["kept"] == ["unharmed"]
 

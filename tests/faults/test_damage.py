@@ -221,7 +221,7 @@ def from_the_future(monkeypatch, value=VALUE):
     """Return what the next version of the format may look like."""
     with monkeypatch.context() as patch:
         patch.setattr(envelope, "FORMAT_VERSION", FORMAT_VERSION + 1)
-        return b"".join(pack(PickleCodec(), value))
+        return b"".join(pack(PickleCodec(), value, "here"))
 
 
 def test_a_newer_format(stash, file, monkeypatch):

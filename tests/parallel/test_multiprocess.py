@@ -346,6 +346,53 @@ class CannotBeUnpickled(Exception):
         super().__init__(f"{one} {two}")
 
 
+UNGUARDED = """
+import sys, threading
+from zpersist import DirectoryStash, MultiProcessStash
+
+class Squares(MultiProcessStash):
+    def _create_data(self):
+        return range(4)
+    def _process(self, chunk):
+        for n in chunk:
+            yield str(n), n * n
+
+if "thread" in sys.argv:
+    threading.Thread(target=threading.Event().wait, daemon=True).start()
+print(len(Squares(DirectoryStash("squares"), workers=2, start_method=None if "thread" in sys.argv else "spawn")))
+"""
+
+
+@pytest.mark.parametrize("how", ["spawn", "thread"])
+def test_a_script_without_a_guard_is_told_so(elsewhere, how):
+    Path("script.py").write_text(UNGUARDED)
+    run = subprocess.run([sys.executable, "script.py", how], capture_output=True, text=True, timeout=60, check=False)
+    assert run.returncode == 1
+    assert "if __name__ == '__main__':" in run.stderr
+    assert "WorkerDiedError" in run.stderr
+
+
+@pytest.mark.parametrize("wrong, words", [(None, "it returned None"), ([3], "not 3"), (["ab"], "not 'ab'")])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_process_must_yield(elsewhere, workers, wrong, words):
+    class Wrong(Chunked):
+        def _process(self, chunk):
+            return wrong
+
+    stash = Wrong(DirectoryStash("data"), workers=workers, start_method="fork")
+    with pytest.raises(InvalidArgumentError, match=rf"Wrong\._process must yield \(key, value\) pairs, {words}"):
+        stash.prime()
+
+
+def test_an_error_names_the_key(elsewhere):
+    Path("trouble-3").write_text("raise")
+    for workers in (1, 2):
+        stash = MultiProcessFactoryStash(DirectoryStash("data"), Squares(), workers=workers)
+        with pytest.raises(ValueError, match="item 3") as caught:
+            stash.prime()
+        assert "while Squares made '3'" in caught.value.__notes__
+
+
 def test_failure():
     with pytest.raises(InvalidArgumentError, match="no exception"):
         Failure()

@@ -19,11 +19,14 @@ from zpersist import (
     Failure,
     FailureFilterStash,
     InvalidArgumentError,
+    InvalidDelegateError,
     KeyLimitStash,
     KeySubsetStash,
     LRUCacheStash,
+    MultiProcessFactoryStash,
     MultiProcessStash,
     OneShotFactoryStash,
+    OutcomeUnknownError,
     PrimeableStash,
     ProtectiveStash,
     ReadOnlyDelegateStash,
@@ -288,6 +291,42 @@ def test_a_value_that_could_not_be_kept_is_not_cached(elsewhere):
     with pytest.raises(TypeError):
         stash.dump("a", lambda: None)
     assert stash["a"] == 1
+
+
+@pytest.mark.parametrize("verb", ["dump", "add", "update", "delete"])
+def test_nothing_old_is_served_when_the_outcome_is_unknown(verb):
+    class Unsure(DictionaryStash):
+        """Does it, and can't tell."""
+
+        def _unsure(self, verb, *args):
+            getattr(DictionaryStash, verb)(self, *args)
+            raise OutcomeUnknownError(5, "the disk does not answer")
+
+        def dump(self, name, inst):
+            self._unsure("dump", name, inst)
+
+        def add(self, name, inst):
+            self._unsure("add", name, inst)
+
+        def update(self, name, fn, default=None):
+            self._unsure("update", name, fn, default)
+
+        def delete(self, name):
+            self._unsure("delete", name)
+
+    below = Unsure({"a": 1} if verb != "add" else {})
+    stash = CacheStash(below)
+    stash.load("a")
+    arguments = {"dump": ("a", 2), "add": ("a", 2), "update": ("a", lambda old: 2), "delete": ("a",)}[verb]
+    with pytest.raises(OutcomeUnknownError):
+        getattr(stash, verb)(*arguments)
+    assert stash.load("a") == (None if verb == "delete" else 2)
+
+
+def test_swapped_delegate_and_factory():
+    for kind in (FactoryStash, CacheFactoryStash, MultiProcessFactoryStash):
+        with pytest.raises(InvalidDelegateError, match="Counting is read only; were delegate and factory swapped"):
+            kind(Counting(), DictionaryStash())
 
 
 def test_lru():

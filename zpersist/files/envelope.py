@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from xxhash import xxh3_64, xxh3_64_intdigest
 
 from zpersist.codecs.base import Codec
-from zpersist.errors import CodecMismatchError, CorruptValueError, FormatVersionError, StorageError
+from zpersist.errors import CodecMismatchError, CorruptValueError, EncodeError, FormatVersionError, StorageError
 from zpersist.files.atomic import Buffer, close_quietly, storage_error
 from zpersist.files.mapping import map_file
 
@@ -68,7 +68,7 @@ class Frame(NamedTuple):
     slots: tuple[tuple[int, int], ...]
 
 
-def pack(codec: Codec, value: object, *, tag: str = "", out_of_band: bool = True) -> list[Buffer]:
+def pack(codec: Codec, value: object, where: str, *, tag: str = "", out_of_band: bool = True) -> list[Buffer]:
     """Return the parts that, one after the other, are the enveloped value.
 
     Parameters
@@ -77,6 +77,8 @@ def pack(codec: Codec, value: object, *, tag: str = "", out_of_band: bool = True
         Writes the body.
     value :
         What to keep.
+    where :
+        The place it gets, for the error.
     tag :
         Comes back with the value, at most 64 KiB.
     out_of_band :
@@ -88,10 +90,11 @@ def pack(codec: Codec, value: object, *, tag: str = "", out_of_band: bool = True
         The codec can't write the value.
     """
     buffers: Sequence[memoryview]
-    if out_of_band:
-        body, buffers = codec.dump_parts(value)
-    else:
-        body, buffers = codec.dumps(value), ()
+    try:
+        body, buffers = codec.dump_parts(value) if out_of_band else (codec.dumps(value), ())
+    except EncodeError as err:
+        err.add_note(f"while it was to be kept as {where}")
+        raise
     name = codec.id.encode("ascii")
     label = tag.encode("utf-8")
     if not buffers:

@@ -11,7 +11,13 @@ __all__ = ["as_path"]
 
 
 def as_path(path: object) -> Path:
-    """Return ``path`` as a :class:`~pathlib.Path`, or raise if it is no path or is empty."""
-    if isinstance(path, (str, os.PathLike)) and os.fspath(path):
-        return Path(path)
-    raise InvalidArgumentError(f"path must be a path or a str that is not empty, not {path!r}")
+    """Return ``path`` as a :class:`~pathlib.Path`, or raise if it is none that a file can have."""
+    if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
+        raise InvalidArgumentError(f"path must be a path or a str that is not empty, not {path!r}")
+    try:
+        raw = os.fsencode(path)
+    except UnicodeEncodeError as err:
+        raise InvalidArgumentError(f"path {path!r} has a lone surrogate at {err.start}, not valid Unicode") from err
+    if b"\0" in raw:
+        raise InvalidArgumentError(f"path {path!r} has a null character in it; no file can have such a name")
+    return Path(os.fsdecode(raw))

@@ -153,7 +153,7 @@ class DirectoryStash(Stash[V]):
         self._put(path, self._parts(path, name, inst), place)
 
     def _parts(self, path: str, name: str, inst: V) -> list[Buffer]:
-        return pack(self.codec, inst, tag=self._tag(path, name))
+        return pack(self.codec, inst, path, tag=self._tag(path, name))
 
     def _put(self, path: str, parts: list[Buffer], place: Callable[[str, str], None]) -> None:
         if not self._swept:

@@ -206,7 +206,7 @@ class ShelveStash(CloseableStash[V]):
     # values
 
     def _encode(self, name: str, inst: V) -> bytes:
-        (data,) = pack(self.codec, inst, tag=name, out_of_band=False)
+        (data,) = pack(self.codec, inst, name, tag=name, out_of_band=False)
         return bytes(data)
 
     def _remember(self, name: str, data: bytes, inst: V) -> None:

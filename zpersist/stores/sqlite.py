@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import sqlite3
-import threading
-import time
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,71 +13,20 @@ from attrs import define, field, setters
 
 from zpersist.chunking import chunks
 from zpersist.codecs import Codec, PickleCodec, check_codec
-from zpersist.errors import CorruptValueError, InvalidArgumentError, StorageError, ZPersistError
-from zpersist.files.atomic import Durability, check_durability, make_directory, storage_error
+from zpersist.errors import CorruptValueError, InvalidArgumentError
+from zpersist.files.atomic import Durability, check_durability
 from zpersist.files.envelope import pack, unpack
 from zpersist.files.locks import KeyLocks
 from zpersist.files.paths import as_path
 from zpersist.keys import check_str_key
 from zpersist.stash import MISSING, CloseableStash, Missing, Stash, check_limit, native, pairs_of
+from zpersist.stores.connection import FAULTS, Connection, check_timeout
 
 __all__ = ["SqliteStash"]
 
 V = TypeVar("V")
 
 _BATCH = 1000
-
-_ERRNO = {
-    sqlite3.SQLITE_BUSY: errno.EBUSY,
-    sqlite3.SQLITE_LOCKED: errno.EBUSY,
-    sqlite3.SQLITE_FULL: errno.ENOSPC,
-    sqlite3.SQLITE_READONLY: errno.EROFS,
-    sqlite3.SQLITE_CANTOPEN: errno.EACCES,
-    sqlite3.SQLITE_PERM: errno.EACCES,
-    sqlite3.SQLITE_NOMEM: errno.ENOMEM,
-    sqlite3.SQLITE_TOOBIG: errno.EFBIG,
-}
-
-# What sqlite3 raises: also for a name in a damaged database that is no text any more.
-_FAULTS = (sqlite3.Error, UnicodeDecodeError)
-
-# Connections inherited by a forked child: closing one there could take the parent's locks and log away.
-_abandoned: list[sqlite3.Connection] = []
-_stashes: weakref.WeakSet[SqliteStash[Any]] = weakref.WeakSet()
-_waiting: list[SqliteStash[Any]] = []
-
-
-def _before_fork() -> None:
-    # A child inherits SQLite's memory of the locks its parent holds, and would then take none of its own: its
-    # writes would be lost when the parent closes the database.  So nothing is open at a fork.
-    for stash in sorted(_stashes, key=id):
-        stash._lock.acquire()
-        _waiting.append(stash)
-        if stash._db is not None and not stash._db.in_transaction:
-            stash._db.close()
-            stash._forget()
-
-
-def _after_fork_in_parent() -> None:
-    while _waiting:
-        _waiting.pop()._lock.release()
-
-
-def _after_fork_in_child() -> None:
-    while _waiting:
-        _waiting.pop()._abandon()
-
-
-os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
-
-
-def _is_full(path: str) -> bool:
-    # SQLite tells no more than "disk I/O error" when there is no room for its index in shared memory.
-    try:
-        disk = os.statvfs(os.path.dirname(path))
-    except OSError:
-        return False
-    return disk.f_bavail * disk.f_frsize < 1 << 16
 
 
 def _check_table(stash: object, attribute: object, table: object) -> None:
@@ -152,146 +96,44 @@ class SqliteStash(CloseableStash[V]):
     table: str = field(default="stash", kw_only=True, validator=_check_table)
     codec: Codec = field(factory=PickleCodec, kw_only=True, validator=check_codec)
     durability: Durability = field(default="rename", kw_only=True, converter=check_durability)
-    timeout: float = field(default=60.0, kw_only=True)
+    timeout: float = field(default=60.0, kw_only=True, validator=check_timeout)
     _file: str = field(init=False, repr=False)
     _locks: KeyLocks = field(init=False, repr=False)
-    _lock: threading.RLock = field(init=False, repr=False, factory=threading.RLock)
-    _db: sqlite3.Connection | None = field(init=False, repr=False, default=None)
-    _execute: Callable[..., sqlite3.Cursor] = field(init=False, repr=False)
+    _db: Connection = field(init=False, repr=False)
     _companions: dict[str, SqliteStash[Any]] = field(init=False, repr=False, factory=dict)
 
     def __attrs_post_init__(self) -> None:
-        _stashes.add(self)
-        self._execute = self._open_and_execute
         self._file = os.path.abspath(self.path)
         self._locks = KeyLocks.beside(self._file)
-        self._select = f'SELECT CAST(value AS BLOB) FROM "{self.table}" WHERE key=?'  # noqa: S608 - checked
-        self._probe = f'SELECT 1 FROM "{self.table}" WHERE key=?'  # noqa: S608
-        self._upsert = f'INSERT INTO "{self.table}" VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value=excluded.value'  # noqa: S608
-
-    # the connection
-
-    def _connection(self) -> sqlite3.Connection:
-        with self._lock:
-            if self._db is None:
-                self._db = self._open()
-                self._execute = self._db.execute
-            return self._db
-
-    def _open_and_execute(self, sql: str, values: Sequence[object]) -> sqlite3.Cursor:
-        return self._connection().execute(sql, values)
-
-    def _abandon(self) -> None:
-        # The inherited lock may be held by a thread that does not exist in the child.
-        self._lock = threading.RLock()
-        if self._db is not None:
-            _abandoned.append(self._db)
-            self._forget()
-
-    def _forget(self) -> None:
-        self._db = None
-        self._execute = self._open_and_execute
-
-    def _open(self) -> sqlite3.Connection:
-        make_directory(os.path.dirname(self._file))
-        try:
-            # The log and the index beside it get the mode of the database.
-            os.close(os.open(self._file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        except OSError as err:
-            raise storage_error(err, "can not open the database", self._file) from err
-        db = sqlite3.connect(
-            self._file, timeout=self.timeout, isolation_level=None, check_same_thread=False, cached_statements=64
+        table = f'"{self.table}"'
+        self._db = Connection(
+            self._file,
+            f"CREATE TABLE IF NOT EXISTS {table} (key TEXT PRIMARY KEY NOT NULL, value BLOB NOT NULL)",
+            durability=self.durability,
+            timeout=self.timeout,
         )
-        end = time.monotonic() + self.timeout
-        while True:
-            try:
-                self._prepare(db)
-            except _FAULTS as err:
-                # Two that turn a new database to write-ahead mode at once are refused without waiting.
-                if getattr(err, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY and time.monotonic() < end:
-                    time.sleep(0.01)
-                    continue
-                db.close()
-                raise self._translate(err) from err
-            return db
-
-    def _prepare(self, db: sqlite3.Connection) -> None:
-        db.execute("PRAGMA journal_mode=WAL")
-        db.execute(f"PRAGMA synchronous={'FULL' if self.durability == 'fsync' else 'NORMAL'}")
-        db.execute("PRAGMA mmap_size=268435456")
-        db.execute("PRAGMA cache_size=-65536")
-        db.execute("PRAGMA wal_autocheckpoint=4000")
-        db.execute(f'CREATE TABLE IF NOT EXISTS "{self.table}" (key TEXT PRIMARY KEY NOT NULL, value BLOB NOT NULL)')
-
-    def _translate(self, err: Exception) -> ZPersistError:
-        code = getattr(err, "sqlite_errorcode", 0) & 0xFF
-        garbled = isinstance(err, UnicodeDecodeError) or "decode to UTF-8" in str(err)
-        if garbled or code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-            return CorruptValueError(f"{self._file} is damaged, or no SQLite database: {err}; restore it from a copy")
-        if os.path.isdir(self._file):
-            directory = IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-            return storage_error(directory, "can not open the database", self._file)
-        number = _ERRNO.get(code, errno.EIO)
-        if number == errno.EIO and _is_full(self._file):
-            number = errno.ENOSPC
-        return StorageError(number, f"SQLite refused: {err}", self._file)
-
-    def _run_one(self, sql: str, values: tuple[object, ...]) -> Any:
-        try:
-            with self._lock:
-                return self._execute(sql, values).fetchone()
-        except _FAULTS as err:
-            raise self._translate(err) from err
-
-    def _run(self, sql: str, values: Sequence[object] = ()) -> tuple[list[Any], int]:
-        with self._lock:
-            try:
-                cursor = self._connection().execute(sql.replace("$table", f'"{self.table}"'), values)
-                return cursor.fetchall(), cursor.rowcount
-            except _FAULTS as err:
-                raise self._translate(err) from err
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._lock:
-            db = self._connection()
-            try:
-                db.execute("BEGIN IMMEDIATE")
-                try:
-                    yield db
-                    db.execute("COMMIT")
-                except BaseException:
-                    if db.in_transaction:
-                        db.execute("ROLLBACK")
-                    raise
-            except sqlite3.Error as err:
-                raise self._translate(err) from err
+        # No part of them is a user's: the name of the table has been checked.
+        self._select = f"SELECT CAST(value AS BLOB) FROM {table} WHERE key=?"  # noqa: S608
+        self._remove = f"DELETE FROM {table} WHERE key=?"  # noqa: S608
+        self._probe = f"SELECT 1 FROM {table} WHERE key=?"  # noqa: S608
+        self._upsert = f"INSERT INTO {table} VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value=excluded.value"  # noqa: S608
 
     def close(self) -> None:
         """Close the connection; the next use opens it again."""
-        with self._lock:
-            for beside in self._companions.values():
-                beside.close()
-            if self._db is not None:
-                self._db.close()
-                self._forget()
+        for beside in tuple(self._companions.values()):
+            beside.close()
+        self._db.close()
 
     def __getstate__(self) -> dict[str, object]:
-        return {
-            name: value
-            for name, value in self.__dict__.items()
-            if name not in ("_companions", "_db", "_execute", "_lock")
-        }
+        return self.__dict__ | {"_companions": {}}
 
-    def __setstate__(self, state: dict[str, object]) -> None:
-        self.__dict__.update(state, _db=None, _lock=threading.RLock(), _companions={})
-        self._execute = self._open_and_execute
-        _stashes.add(self)
+    def _run(self, sql: str, values: Sequence[object] = ()) -> tuple[list[Any], int]:
+        return self._db.run(sql.replace("$table", f'"{self.table}"'), values)
 
     # values
 
     def _encode(self, name: str, inst: V) -> bytes:
-        (data,) = pack(self.codec, inst, tag=name, out_of_band=False)
+        (data,) = pack(self.codec, inst, name, tag=name, out_of_band=False)
         return bytes(data)
 
     def _decode(self, name: str, data: bytes) -> V:
@@ -299,24 +141,25 @@ class SqliteStash(CloseableStash[V]):
 
     def _fetch(self, name: str) -> V | Missing:
         check_str_key(name)
+        db = self._db
         try:
-            with self._lock:
-                row = self._execute(self._select, (name,)).fetchone()
-        except _FAULTS as err:
-            raise self._translate(err) from err
+            with db.lock:
+                row = db.execute(self._select, (name,)).fetchone()
+        except FAULTS as err:
+            raise db.translate(err) from err
         return MISSING if row is None else unpack(row[0], self.codec, name, self._file)
 
     def dump(self, name: str, inst: V) -> None:
         """Keep a value under a key."""
-        self._run_one(self._upsert, (check_str_key(name), self._encode(name, inst)))
+        self._db.run_one(self._upsert, (check_str_key(name), self._encode(name, inst)))
 
     def delete(self, name: str) -> bool:
         """Remove a key, and return whether it was there."""
-        return self._run("DELETE FROM $table WHERE key=?", (check_str_key(name),))[1] > 0
+        return self._db.run(self._remove, (check_str_key(name),))[1] > 0
 
     def exists(self, name: str) -> bool:
         """Return whether a key is there."""
-        return self._run_one(self._probe, (check_str_key(name),)) is not None
+        return self._db.run_one(self._probe, (check_str_key(name),)) is not None
 
     @native
     def add(self, name: str, inst: V) -> bool:
@@ -327,7 +170,7 @@ class SqliteStash(CloseableStash[V]):
     @native
     def update(self, name: str, fn: Callable[[Any], V], default: Any = None) -> V:
         """Replace a value by what a function makes of it, in one transaction."""
-        with self._transaction():
+        with self._db.transaction():
             value = self._fetch(name)
             value = fn(default if value is MISSING else value)
             self.dump(name, value)
@@ -384,7 +227,7 @@ class SqliteStash(CloseableStash[V]):
         """Keep many values, a thousand in one transaction."""
         rows = ((check_str_key(name), self._encode(name, inst)) for name, inst in pairs_of(items))
         for batch in chunks(rows, _BATCH):
-            self._run_many(self._upsert, batch)
+            self._db.run_many(self._upsert, batch)
 
     @native
     def load_many(self, names: Iterable[str]) -> dict[str, V]:
@@ -400,11 +243,7 @@ class SqliteStash(CloseableStash[V]):
     def delete_many(self, names: Iterable[str]) -> int:
         """Remove many keys, a thousand in one transaction, and return how many were there."""
         rows = ((check_str_key(name),) for name in names)
-        return sum(self._run_many("DELETE FROM $table WHERE key=?", batch) for batch in chunks(rows, _BATCH))
-
-    def _run_many(self, sql: str, rows: list[Any]) -> int:
-        with self._transaction() as db:
-            return db.executemany(sql.replace("$table", f'"{self.table}"'), rows).rowcount
+        return sum(self._db.run_many(self._remove, batch) for batch in chunks(rows, _BATCH))
 
     @native
     def clear(self) -> None:
@@ -435,7 +274,7 @@ class SqliteStash(CloseableStash[V]):
         return f"{self.table}__{purpose}"
 
     def _companion(self, purpose: str) -> Stash[Any]:
-        with self._lock:
+        with self._db.lock:
             if purpose not in self._companions:
                 self._companions[purpose] = SqliteStash(
                     self._file, table=self._beside(purpose), durability=self.durability, timeout=self.timeout

@@ -105,7 +105,7 @@ class FileLevel:
     def dump(self, value: object) -> None:
         self.check()
         sweep(self._folder)
-        write_file(self.path, pack(self._codec, value, tag=self._version), durability=self._durability)
+        write_file(self.path, pack(self._codec, value, self.path, tag=self._version), durability=self._durability)
 
     def clear(self) -> None:
         try:

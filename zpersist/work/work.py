@@ -12,6 +12,7 @@ from typing import Any, TextIO
 from zpersist.codecs import Codec, PickleCodec, check_codec
 from zpersist.errors import DeallocatedError, InvalidArgumentError
 from zpersist.files.atomic import Durability, check_durability
+from zpersist.files.paths import as_path
 from zpersist.forklock import ForkLock
 from zpersist.stash import MISSING, Stash
 from zpersist.work.attach import class_registry, own_attributes, reference_to
@@ -67,6 +68,25 @@ def _default_key(name: str, owner: object) -> str:
         return name
     cls = owner if isinstance(owner, type) else type(owner)
     return f"{cls.__module__}.{cls.__qualname__}.{name}"
+
+
+def _check_together(work: PersistedWork, stash: object, key: object, codec: object, version: object) -> None:
+    """Raise if parameters of a work contradict each other."""
+    path = work.path
+    if stash is not None and not isinstance(stash, Stash):
+        raise InvalidArgumentError(f"stash must be a stash, not {stash!r}")
+    if path is not None and stash is not None:
+        raise InvalidArgumentError(f"a work has a file or a stash, not both; give the name as a str, not {path!r}")
+    if stash is None and key is not None:
+        raise InvalidArgumentError(f"key {key!r} is of no use without a stash; give stash=")
+    if codec is not None and path is None:
+        raise InvalidArgumentError(f"codec {codec!r} is of no use without a file; a stash has its own")
+    if codec is not None:
+        check_codec(work, None, codec)
+    if not isinstance(version, str):
+        raise InvalidArgumentError(f"version must be a str, not {version!r}; use str(version)")
+    if version and path is None and stash is None:
+        raise InvalidArgumentError(f"version {version!r} is of no use without a file or a stash")
 
 
 class PersistedWork(Deallocatable):
@@ -162,7 +182,7 @@ class PersistedWork(Deallocatable):
         super().__init__()
         if not isinstance(path, (str, Path)) or not str(path):
             raise InvalidArgumentError(f"path of a work must be a Path (a file) or a str (a name), not {path!r}")
-        self.path = path if isinstance(path, Path) else None
+        self.path = as_path(path) if isinstance(path, Path) else None
         self.name = str(path)
         self.cache_global = cache_global
         self.transient = transient
@@ -173,19 +193,8 @@ class PersistedWork(Deallocatable):
         self.mirror: str | None = None
         self._level: Level | None = None
         check_durability(durability)
-        if self.path is not None and stash is not None:
-            raise InvalidArgumentError(f"a work has a file or a stash, not both; give the name as a str, not {path!r}")
-        if stash is None and key is not None:
-            raise InvalidArgumentError(f"key {key!r} is of no use without a stash; give stash=")
-        if codec is not None and self.path is None:
-            raise InvalidArgumentError(f"codec {codec!r} is of no use without a file; a stash has its own")
-        if codec is not None:
-            check_codec(self, "codec", codec)
-        if version and self.path is None and stash is None:
-            raise InvalidArgumentError(f"version {version!r} is of no use without a file or a stash")
+        _check_together(self, stash, key, codec, version)
         if stash is not None:
-            if not isinstance(stash, Stash):
-                raise InvalidArgumentError(f"stash must be a stash, not {stash!r}")
             self._level = StashLevel(stash, _default_key(self.name, owner) if key is None else key, version)
         elif self.path is not None:
             self._level = FileLevel(

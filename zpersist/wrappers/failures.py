@@ -66,7 +66,7 @@ class FailureFilterStash(PrimeableStash[V], DelegateStash[V]):
                 items: Iterable[tuple[str, Any]] = self.delegate.items()
                 names = [name for name, value in items if not isinstance(value, Failure)]
                 make_directory(os.path.dirname(self._file))
-                write_file(self._file, pack(PickleCodec(), names))
+                write_file(self._file, pack(PickleCodec(), names, self._file))
             self._keys = dict.fromkeys(names)
         return self._keys
 
