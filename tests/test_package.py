@@ -202,20 +202,20 @@ def test_the_corpus_is_indexed_once_and_goes_on_after_an_interrupt(elsewhere):
     import threading
 
     first = corpus("--limit", "160", "--workers", "2")
-    while len(list(Path("cache/stdlib").glob("*.dat"))) < 5:
+    while len(list(Path("cache/first-160/stdlib").glob("*.dat"))) < 5:
         assert first.poll() is None, first.communicate()
         threading.Event().wait(0.01)
     first.send_signal(signal.SIGINT)
     _, err = first.communicate()
     assert first.returncode == 130
     assert "it goes on from here" in err
-    before = {path.name: path.stat().st_ino for path in Path("cache/stdlib").glob("*.dat")}
-    finished = len(list(Path("cache/stdlib/.zpersist/journal").iterdir())) - 1
+    before = {path.name: path.stat().st_ino for path in Path("cache/first-160/stdlib").glob("*.dat")}
+    finished = len(list(Path("cache/first-160/stdlib/.zpersist/journal").iterdir())) - 1
     second = corpus("--limit", "160", "--workers", "2")
     out, err = second.communicate()
     assert second.returncode == 0, err
     assert "imported by" in out
-    after = {path.name: path.stat().st_ino for path in Path("cache/stdlib").glob("*.dat")}
+    after = {path.name: path.stat().st_ino for path in Path("cache/first-160/stdlib").glob("*.dat")}
     assert len(after) == 160
     assert sum(after[name] == inode for name, inode in before.items()) >= 16 * max(0, finished - 1)
     third = corpus("--limit", "160", "--workers", "2")

@@ -128,7 +128,9 @@ def is_digested(file_name: str) -> bool:
 
 
 def from_file_name(file_name: str, *, folds_case: bool = _FOLDS_CASE) -> str | None:
-    """Return the key a file name stands for, or ``None`` if :func:`to_file_name` does not give this name.
+    """Return the key a file name stands for; ``None`` if :func:`to_file_name` does not give this name, or cut it.
+
+    A name that was cut ends in a digest (see :func:`is_digested`): who writes the file keeps the key in it.
 
     Examples
     --------

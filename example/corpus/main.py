@@ -16,6 +16,7 @@ import sys
 import sysconfig
 import time
 import tokenize
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -76,7 +77,10 @@ def imports_of(tree: ast.AST, name: str) -> set[str]:
 def parse(name: str, source: str) -> Module | None:
     """Return what is found in a source text, ``None`` if it is not this version's Python."""
     try:
-        tree = ast.parse(source)
+        with warnings.catch_warnings():
+            # What a module's author should mend is no matter here.
+            warnings.simplefilter("ignore")
+            tree = ast.parse(source)
         kinds = Counter(token.type for token in tokenize.generate_tokens(io.StringIO(source).readline))
     except (SyntaxError, ValueError, tokenize.TokenError):
         return None
@@ -278,9 +282,10 @@ def main() -> int:
     parser.add_argument("--limit", type=int, help="the most modules of each corpus")
     parser.add_argument("--fresh", action="store_true", help="delete the stashes first")
     options = parser.parse_args()
-    cache = options.cache.absolute()
     if options.fresh:
-        shutil.rmtree(cache, ignore_errors=True)
+        shutil.rmtree(options.cache, ignore_errors=True)
+    # Another selection of modules is another index.
+    cache = options.cache.absolute() / ("all" if options.limit is None else f"first-{options.limit}")
     cache.mkdir(parents=True, exist_ok=True)
     try:
         run(cache, options)

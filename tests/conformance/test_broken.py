@@ -134,6 +134,15 @@ class WritesInPlace(DirectoryStash):
             return None
 
 
+class WritesOnce(DictionaryStash):
+    """Refuses to replace a value."""
+
+    def dump(self, name, inst):
+        if name in self.data:
+            raise TypeError("it is there")
+        super().dump(name, inst)
+
+
 class BulkSlipsPast(DictionaryStash):
     """Its bulk method goes past what a subclass overrides."""
 
@@ -156,6 +165,7 @@ BROKEN = {
     DeleteSaysNothing: "test_delete",
     RacyUpdate: "test_update_loses_nothing",
     WritesInPlace: "test_threads_never_see_a_mixture",
+    WritesOnce: "test_threads_never_see_a_mixture",
     BulkSlipsPast: "test_overrides_are_seen",
 }
 

@@ -131,7 +131,8 @@ def run_chunks(
     except BrokenProcessPool as err:
         raise WorkerDiedError(
             "a worker process died: it was killed, ran out of memory, crashed, or could not import the script (then "
-            "its error stands above); what was finished is kept, and the next run goes on from there"
+            "its error stands above; is what begins this work under  if __name__ == '__main__': ?); what was finished "
+            "is kept, and the next run goes on from there"
         ) from err
     finally:
         if not finished:

@@ -348,9 +348,11 @@ class StashSuite(ReadStashSuite):
 
             def run(number: int) -> None:
                 if number == 0:
-                    for turn in range(40):
-                        stash.dump(key, (one, other)[turn % 2])
-                    done.set()
+                    try:
+                        for turn in range(40):
+                            stash.dump(key, (one, other)[turn % 2])
+                    finally:
+                        done.set()
                 while not done.is_set():
                     value = stash.load(key)
                     assert self.same(value, one) or self.same(value, other)
