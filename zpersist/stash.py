@@ -162,8 +162,8 @@ class Stash(ABC, Generic[V]):
         raise UnsupportedOperationError(f"{type(self).__name__} must define load(name)")
 
     # A lock held by the one that computes the value of a key; stores that are shared lock among processes.
-    def _flight(self, name: str) -> AbstractContextManager[None]:
-        return flights.hold(id(self), name)
+    def _flight(self, name: str, purpose: str = "key") -> AbstractContextManager[None]:
+        return flights.hold(id(self), f"{purpose} {name}")
 
     # A stash beside this one for bookkeeping about it, that goes when this one is cleared.
     def _companion(self, purpose: str) -> Stash[Any]:

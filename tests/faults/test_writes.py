@@ -220,7 +220,7 @@ DUMP = FILES["directory rename dump"]
 
 # faults
 
-WATCHED = ("open", "write", "writev", "fsync", "replace", "link", "unlink", "close", "mkdir", "scandir")
+WATCHED = ("open", "mknod", "write", "writev", "fsync", "replace", "link", "unlink", "close", "mkdir", "scandir")
 
 
 def _believed(fd):
@@ -451,7 +451,8 @@ def test_killed_at_every_call(name, tmp_path):
 def test_a_database_is_killed_at_every_call(name, tmp_path):
     wrong, calls = kill_sweep(DATABASE[name], tmp_path)
     assert wrong == []
-    assert calls >= 2
+    # It makes the file; all else SQLite does itself.
+    assert calls >= 1
 
 
 def part_of(parts, most):

@@ -21,6 +21,7 @@ from typing import Literal
 from zpersist.errors import InvalidArgumentError, OutcomeUnknownError, StorageError
 
 __all__ = [
+    "READ_FLAGS",
     "Buffer",
     "Durability",
     "check_durability",
@@ -32,6 +33,9 @@ __all__ = [
 ]
 
 Buffer = bytes | bytearray | memoryview
+
+#: How a value's file is opened: a pipe that lies in its place does not block.
+READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 
 #: ``"rename"``: whole or absent, may be lost in a power cut.  ``"fsync"``: on the disk when the call returns.
 Durability = Literal["rename", "fsync"]

@@ -25,7 +25,7 @@ from xxhash import xxh3_64, xxh3_64_intdigest
 
 from zpersist.codecs.base import Codec
 from zpersist.errors import CodecMismatchError, CorruptValueError, EncodeError, FormatVersionError, StorageError
-from zpersist.files.atomic import Buffer, close_quietly, storage_error
+from zpersist.files.atomic import READ_FLAGS, Buffer, close_quietly, storage_error
 from zpersist.files.mapping import map_file
 
 __all__ = [
@@ -303,7 +303,7 @@ def read_file(path: str, codec: Codec, *, mapped: bool = True, tag: str | None =
         The operating system refused.
     """
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(path, READ_FLAGS)
     except FileNotFoundError:
         raise
     except OSError as err:

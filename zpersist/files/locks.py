@@ -112,12 +112,12 @@ class KeyLocks:
         self._ranges = ranges
 
     @classmethod
-    def beside(cls, path: str) -> KeyLocks:
+    def beside(cls, path: str, *, directory: bool = False) -> KeyLocks:
         """Return the locks of a file or directory, in a lock file beside it; of a directory, else in it."""
         folder, name = os.path.split(path)
         if len(os.fsencode(name)) > 200:
             name = blake2b(os.fsencode(name), digest_size=20).hexdigest()
-        return cls(f"{folder}/.{name}.lock", fallback=f"{path}/.lock")
+        return cls(f"{folder}/.{name}.lock", fallback=f"{path}/.lock" if directory else None)
 
     def acquire(self, name: str, timeout: float = -1) -> LockHandle:
         """Wait for the lock of a name, and take it.

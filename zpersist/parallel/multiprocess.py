@@ -188,7 +188,7 @@ class MultiProcessStash(PrimablePreemptiveStash[V]):
         if self.has_data:
             return
         refuse_in_import()
-        with self.delegate._flight("prime"):
+        with self.delegate._flight("all", "prime"):
             self._reset_has_data()
             if not self.has_data:
                 self._fill()

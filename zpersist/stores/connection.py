@@ -5,11 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import sqlite3
+import stat
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from zpersist.errors import CorruptValueError, InvalidArgumentError, StorageError, ZPersistError
@@ -31,8 +31,9 @@ _ERRNO = {
     sqlite3.SQLITE_TOOBIG: errno.EFBIG,
 }
 
-# Inherited by a forked child: closing one there could take the parent's locks and log away.
-_abandoned: list[sqlite3.Connection] = []
+#: SQLite counts the milliseconds it waits in 31 bits.
+_LONGEST = 2_000_000.0
+
 _connections: weakref.WeakSet[Connection] = weakref.WeakSet()
 _held: list[Connection] = []
 
@@ -40,10 +41,20 @@ _held: list[Connection] = []
 def _before_fork() -> None:
     # A child inherits SQLite's memory of the locks its parent holds, and would then take none of its own: its
     # writes would be lost when the parent closes the database.  So nothing is open at a fork.
-    for connection in sorted(_connections, key=id):
-        connection.lock.acquire()
+    while not _hold_all():
+        # No lock is held while another one is waited for: a thread may hold that one, and want one of ours.
+        time.sleep(0.001)
+    for connection in _held:
+        connection.close()
+
+
+def _hold_all() -> bool:
+    for connection in tuple(_connections):
+        if not connection.lock.acquire(blocking=False):
+            _after_fork_in_parent()
+            return False
         _held.append(connection)
-        connection.rest()
+    return True
 
 
 def _after_fork_in_parent() -> None:
@@ -52,8 +63,10 @@ def _after_fork_in_parent() -> None:
 
 
 def _after_fork_in_child() -> None:
-    while _held:
-        _held.pop().abandon()
+    _held.clear()
+    for connection in tuple(_connections):
+        # The inherited lock may be held by a thread that does not exist in the child.
+        connection.lock = threading.RLock()
 
 
 os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
@@ -120,18 +133,6 @@ class Connection:
                 self._db.close()
                 self._forget()
 
-    def rest(self) -> None:
-        """Close the database, unless a transaction is under way."""
-        if self._db is not None and not self._db.in_transaction:
-            self.close()
-
-    def abandon(self) -> None:
-        """Let go, in a forked child, what belongs to its parent."""
-        # The inherited lock may be held by a thread that does not exist in the child.
-        if self._db is not None:
-            _abandoned.append(self._db)
-        self._set_up()
-
     def _open_and_execute(self, sql: str, values: Sequence[object]) -> sqlite3.Cursor:
         return self._opened().execute(sql, values)
 
@@ -143,13 +144,13 @@ class Connection:
 
     def _open(self) -> sqlite3.Connection:
         make_directory(os.path.dirname(self.file))
-        try:
-            # The log and the index beside it get the mode of the database.
-            os.close(os.open(self.file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        except OSError as err:
-            raise storage_error(err, "can not open the database", self.file) from err
+        self._make()
         db = sqlite3.connect(
-            self.file, timeout=self.timeout, isolation_level=None, check_same_thread=False, cached_statements=64
+            self.file,
+            timeout=min(self.timeout, _LONGEST),
+            isolation_level=None,
+            check_same_thread=False,
+            cached_statements=64,
         )
         end = time.monotonic() + self.timeout
         while True:
@@ -163,6 +164,18 @@ class Connection:
                 db.close()
                 raise self.translate(err) from err
             return db
+
+    def _make(self) -> None:
+        # The log and the index beside it get the mode of the database.  It is not opened for that: closing it would
+        # drop the locks that another connection of this process holds (https://sqlite.org/howtocorrupt.html, 2.2).
+        try:
+            os.mknod(self.file, 0o600 | stat.S_IFREG)
+        except FileExistsError:
+            if not os.access(self.file, os.R_OK | os.W_OK):
+                denied = PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+                raise storage_error(denied, "can not open the database", self.file) from None
+        except OSError as err:
+            raise storage_error(err, "can not open the database", self.file) from err
 
     def _prepare(self, db: sqlite3.Connection) -> None:
         db.execute("PRAGMA journal_mode=WAL")
@@ -203,24 +216,19 @@ class Connection:
         except FAULTS as err:
             raise self.translate(err) from err
 
-    def run_many(self, sql: str, rows: Iterable[Sequence[object]]) -> int:
+    def run_many(self, sql: str, rows: list[Any]) -> int:
         """Run a statement for each of the rows, in one transaction, and return how many rows it changed."""
-        with self.transaction() as db:
-            return db.executemany(sql, rows).rowcount
-
-    @contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
-        """Hold the only writing transaction within a ``with``; an error takes back what was written in it."""
-        with self.lock:
-            db = self._opened()
-            try:
+        try:
+            with self.lock:
+                db = self._opened()
                 db.execute("BEGIN IMMEDIATE")
                 try:
-                    yield db
+                    count = db.executemany(sql, rows).rowcount
                     db.execute("COMMIT")
                 except BaseException:
                     if db.in_transaction:
                         db.execute("ROLLBACK")
                     raise
-            except sqlite3.Error as err:
-                raise self.translate(err) from err
+        except FAULTS as err:
+            raise self.translate(err) from err
+        return count

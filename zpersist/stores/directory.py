@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -17,6 +18,7 @@ from attrs import define, field, setters
 from zpersist.codecs import Codec, PickleCodec, check_codec
 from zpersist.errors import CorruptValueError, InvalidArgumentError
 from zpersist.files.atomic import (
+    READ_FLAGS,
     Buffer,
     Durability,
     check_durability,
@@ -120,7 +122,7 @@ class DirectoryStash(Stash[V]):
     def __attrs_post_init__(self) -> None:
         self._root = os.path.abspath(self.path)
         self._prefix, self._suffix = self.pattern.split(_PLACE)
-        self._locks = KeyLocks.beside(self._root)
+        self._locks = KeyLocks.beside(self._root, directory=True)
 
     def key_to_path(self, name: str) -> Path:
         """Return the file in which the value of a key lies, or would lie."""
@@ -146,11 +148,8 @@ class DirectoryStash(Stash[V]):
 
     def dump(self, name: str, inst: V) -> None:
         """Keep a value under a key; the old one is there until the new one is whole."""
-        self._write(name, inst, self._replace)
-
-    def _write(self, name: str, inst: V, place: Callable[[str, str], None]) -> None:
         path = self._file(name)
-        self._put(path, self._parts(path, name, inst), place)
+        self._put(path, self._parts(path, name, inst), self._replace)
 
     def _parts(self, path: str, name: str, inst: V) -> list[Buffer]:
         return pack(self.codec, inst, path, tag=self._tag(path, name))
@@ -220,7 +219,7 @@ class DirectoryStash(Stash[V]):
     def _key_in_file(self, file_name: str) -> str | None:
         path = f"{self._root}/{file_name}"
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            fd = os.open(path, READ_FLAGS)
         except FileNotFoundError:
             return None
         except OSError as err:
@@ -241,13 +240,7 @@ class DirectoryStash(Stash[V]):
     @native
     def add(self, name: str, inst: V) -> bool:
         """Keep a value only if there is none."""
-        if self.exists(name):
-            return False
-        try:
-            self._write(name, inst, _link)
-        except FileExistsError:
-            return False
-        return True
+        return not self.exists(name) and self._write_if(name, inst, self._file(name), _link)
 
     @native
     def update(self, name: str, fn: Callable[[Any], V], default: Any = None) -> V:
@@ -255,20 +248,30 @@ class DirectoryStash(Stash[V]):
         path = self._file(name)
         while True:
             try:
-                fd: int | None = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                fd: int | None = os.open(path, READ_FLAGS)
             except FileNotFoundError:
                 fd = None
             except OSError as err:
                 raise storage_error(err, "can not read", path) from err
             try:
                 value = fn(default if fd is None else self._read_open(fd, path, name))
-                self._write(name, value, _link if fd is None else self._replace_if(fd))
-            except (FileExistsError, _Changed):
-                continue
+                if self._write_if(name, value, path, _link if fd is None else self._replace_if(fd)):
+                    return value
             finally:
                 if fd is not None:
                     close_quietly(fd)
-            return value
+
+    def _write_if(self, name: str, inst: V, path: str, place: Callable[[str, str], None]) -> bool:
+        """Write, unless somebody else has written; return whether it was written."""
+        parts = self._parts(path, name, inst)
+        try:
+            self._put(path, parts, place)
+        except (FileExistsError, _Changed):
+            if os.path.islink(path) and not os.path.exists(path):
+                missing = FileNotFoundError(errno.ENOENT, "it is a symbolic link to nothing; delete it")
+                raise storage_error(missing, "can not write", path) from None
+            return False
+        return True
 
     def _read_open(self, fd: int, path: str, name: str) -> Any:
         try:
@@ -302,8 +305,8 @@ class DirectoryStash(Stash[V]):
         sweep(self._root)
         shutil.rmtree(f"{self._root}/{_HOUSE}", ignore_errors=True)
 
-    def _flight(self, name: str) -> AbstractContextManager[None]:
-        return self._locks.hold(check_str_key(name))
+    def _flight(self, name: str, purpose: str = "key") -> AbstractContextManager[None]:
+        return self._locks.hold(f"{purpose} {check_str_key(name)}")
 
     def _companion(self, purpose: str) -> Stash[Any]:
         return DirectoryStash(f"{self._root}/{_HOUSE}/{purpose}", durability=self.durability)

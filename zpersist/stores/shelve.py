@@ -292,8 +292,8 @@ class ShelveStash(CloseableStash[V]):
         with self._opened() as db:
             return len(db.keys())
 
-    def _flight(self, name: str) -> AbstractContextManager[None]:
-        return self._locks.hold(f"key {check_str_key(name)}")
+    def _flight(self, name: str, purpose: str = "key") -> AbstractContextManager[None]:
+        return self._locks.hold(f"{purpose} {check_str_key(name)}")
 
     def _companion(self, purpose: str) -> Stash[Any]:
         return ShelveStash(f"{self._file}.{purpose}", timeout=self.timeout)

@@ -116,6 +116,7 @@ class SqliteStash(CloseableStash[V]):
         self._select = f"SELECT CAST(value AS BLOB) FROM {table} WHERE key=?"  # noqa: S608
         self._remove = f"DELETE FROM {table} WHERE key=?"  # noqa: S608
         self._probe = f"SELECT 1 FROM {table} WHERE key=?"  # noqa: S608
+        self._swap = f"UPDATE {table} SET value=? WHERE key=? AND CAST(value AS BLOB)=?"  # noqa: S608
         self._upsert = f"INSERT INTO {table} VALUES (?, ?) ON CONFLICT (key) DO UPDATE SET value=excluded.value"  # noqa: S608
 
     def close(self) -> None:
@@ -169,12 +170,17 @@ class SqliteStash(CloseableStash[V]):
 
     @native
     def update(self, name: str, fn: Callable[[Any], V], default: Any = None) -> V:
-        """Replace a value by what a function makes of it, in one transaction."""
-        with self._db.transaction():
-            value = self._fetch(name)
-            value = fn(default if value is MISSING else value)
-            self.dump(name, value)
-            return value
+        """Replace a value by what a function makes of it; the function is called again if another one was faster."""
+        while True:
+            # No transaction is open meanwhile: the function may take long, fork, or use another stash.
+            row = self._db.run_one(self._select, (check_str_key(name),))
+            value = fn(default if row is None else self._decode(name, row[0]))
+            if row is None:
+                done = self.add(name, value)
+            else:
+                done = self._db.run(self._swap, (self._encode(name, value), name, row[0]))[1] > 0
+            if done:
+                return value
 
     # many at once
 
@@ -267,8 +273,8 @@ class SqliteStash(CloseableStash[V]):
     def __bool__(self) -> bool:
         return bool(self._run("SELECT 1 FROM $table LIMIT 1")[0])
 
-    def _flight(self, name: str) -> AbstractContextManager[None]:
-        return self._locks.hold(f"{self.table}:{check_str_key(name)}")
+    def _flight(self, name: str, purpose: str = "key") -> AbstractContextManager[None]:
+        return self._locks.hold(f"{self.table} {purpose} {check_str_key(name)}")
 
     def _beside(self, purpose: str) -> str:
         return f"{self.table}__{purpose}"

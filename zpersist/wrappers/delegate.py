@@ -161,8 +161,8 @@ class DelegateStash(CloseableStash[V]):
     def __bool__(self) -> bool:
         return bool(self.delegate)
 
-    def _flight(self, name: str) -> AbstractContextManager[None]:
-        return self.delegate._flight(name)
+    def _flight(self, name: str, purpose: str = "key") -> AbstractContextManager[None]:
+        return self.delegate._flight(name, purpose)
 
     def _outdated(self) -> None:
         self.delegate._outdated()

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from attrs import define, field
 
-from zpersist.errors import InvalidDelegateError
+from zpersist.errors import InvalidDelegateError, UnsupportedOperationError
 from zpersist.stash import MISSING, Missing, ReadOnlyStash, Stash, native
 from zpersist.wrappers.delegate import check_stash
 from zpersist.wrappers.prime import PreemptiveStash
@@ -90,10 +90,21 @@ class FactoryStash(PreemptiveStash[V]):
             value = self.delegate._fetch(name)
             if value is not MISSING:
                 return value
-            value = self.factory._fetch(name)
-            if value is not MISSING and (value is not None or self.dump_factory_nones):
-                self.delegate.dump(name, value)
-            return value
+            made = self.factory._fetch(name)
+            if made is MISSING or (made is None and not self.dump_factory_nones):
+                return made
+            return self._keep(name, made)
+
+    def _keep(self, name: str, made: V) -> V | Missing:
+        # What somebody dumped while it was made is newer.
+        try:
+            kept = self.delegate.add(name, made)
+        except UnsupportedOperationError:
+            kept = not self.delegate.exists(name)
+            if kept:
+                self.delegate.dump(name, made)
+        value = made if kept else self.delegate._fetch(name)
+        return made if value is MISSING else value
 
     def exists(self, name: str) -> bool:
         """Return whether a value is there or can be made."""

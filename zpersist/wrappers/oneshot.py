@@ -74,7 +74,7 @@ class OneShotFactoryStash(PrimablePreemptiveStash[V]):
         super().prime()
         if self.has_data:
             return
-        with self.delegate._flight("oneshot"):
+        with self.delegate._flight("all", "oneshot"):
             if self.has_data:
                 return
             completion = Completion(self.delegate)
