@@ -52,7 +52,7 @@ from zpersist import (
     persisted,
     persisted_property,
 )
-from zpersist.parallel.pool import available_cores
+from zpersist.parallel.guard import available_cores
 
 STORES = {
     "directory": lambda path: DirectoryStash(path / "data"),

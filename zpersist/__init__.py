@@ -46,6 +46,9 @@ if TYPE_CHECKING:
         InvalidKeyError as InvalidKeyError,
     )
     from zpersist.errors import (
+        ItemTimeoutError as ItemTimeoutError,
+    )
+    from zpersist.errors import (
         MissingDataKeysError as MissingDataKeysError,
     )
     from zpersist.errors import (
@@ -211,6 +214,7 @@ __all__ = [
     "InvalidArgumentError",
     "InvalidDelegateError",
     "InvalidKeyError",
+    "ItemTimeoutError",
     "KeyLimitStash",
     "KeySubsetStash",
     "LRUCacheStash",
@@ -271,7 +275,7 @@ _HOMES = {
     "codecs.pickle": "PickleCodec",
     "errors": (
         "CodecError CodecMismatchError CorruptValueError DeallocatedError DecodeError EncodeError "
-        "FormatVersionError InvalidArgumentError InvalidDelegateError InvalidKeyError "
+        "FormatVersionError InvalidArgumentError InvalidDelegateError InvalidKeyError ItemTimeoutError "
         "MissingDataKeysError MissingKeyError NotPickleableError OutcomeUnknownError OwnerError "
         "PersistableError ReadOnlyError StorageError UnsupportedOperationError WorkNameError "
         "WorkerDiedError ZPersistError"

@@ -23,6 +23,7 @@
     ├── MissingDataKeysError                   a composite lacks some of its data
     ├── DeallocatedError (RuntimeError)        a work used after deallocate()
     └── WorkerDiedError (RuntimeError)         a worker process was killed or crashed
+        └── ItemTimeoutError (TimeoutError)    it was killed, for an item took too long
 
 Every leaf is also the builtin exception a caller would catch without knowing zpersist.
 """
@@ -42,6 +43,7 @@ __all__ = [
     "InvalidArgumentError",
     "InvalidDelegateError",
     "InvalidKeyError",
+    "ItemTimeoutError",
     "MissingDataKeysError",
     "MissingKeyError",
     "NotPickleableError",
@@ -171,3 +173,7 @@ class DeallocatedError(ZPersistError, RuntimeError):
 
 class WorkerDiedError(ZPersistError, RuntimeError):
     """A worker process was killed or crashed; what had been finished is kept."""
+
+
+class ItemTimeoutError(WorkerDiedError, TimeoutError):
+    """An item took longer than it may, and its worker was killed."""

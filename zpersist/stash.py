@@ -15,13 +15,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMappin
 from contextlib import AbstractContextManager
 from enum import Enum
 from types import TracebackType
-from typing import Any, Final, Generic, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, Self, TypeVar
 
 from zpersist.chunking import chunks
 from zpersist.errors import InvalidArgumentError, MissingKeyError, ReadOnlyError, UnsupportedOperationError
 from zpersist.flights import flights
 from zpersist.keys import check_key
 from zpersist.mapping import StashMapping
+
+if TYPE_CHECKING:
+    from zpersist.files.locks import Claims
 
 __all__ = [
     "COMPANIONS",
@@ -168,6 +171,10 @@ class Stash(ABC, Generic[V]):
     # A stash beside this one for bookkeeping about it, that goes when this one is cleared.
     def _companion(self, purpose: str) -> Stash[Any]:
         raise UnsupportedOperationError(f"{self!r} has no place for a {purpose} beside its values")
+
+    # Who works on which of the items that are to fill this stash; None: that can't be known here.
+    def _claims(self) -> Claims | None:
+        return None
 
     def _outdated(self) -> None:
         """Let go what is cached, for others have written."""

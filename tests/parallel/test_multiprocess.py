@@ -20,7 +20,6 @@ from zpersist import (
     EncodeError,
     Failure,
     InvalidArgumentError,
-    MultiProcessDefaultStash,
     MultiProcessFactoryStash,
     MultiProcessRobustStash,
     MultiProcessStash,
@@ -189,17 +188,27 @@ def test_hooks_resume_by_chunks(elsewhere):
 
 @pytest.mark.parametrize("what", ["kill", "exit"])
 @pytest.mark.parametrize("kind", [MultiProcessFactoryStash, MultiProcessRobustStash])
-def test_a_worker_that_dies_is_an_error_and_no_hang(elsewhere, what, kind):
+@pytest.mark.parametrize("delegate", [*DELEGATES, "dictionary"])
+def test_a_poison_item_is_found_and_all_others_finish(elsewhere, what, kind, delegate):
     Path("trouble-7").write_text(what)
-    stash = kind(DirectoryStash("data"), Squares(), workers=2, chunk_size=1)
-    with pytest.raises(WorkerDiedError, match="what was finished is kept"):
-        len(stash)
+    make = {**DELEGATES, "dictionary": DictionaryStash}[delegate]
+    stash = kind(make(), Squares(), workers=2)
+    if kind is MultiProcessFactoryStash:
+        with pytest.raises(WorkerDiedError, match="'7' killed its worker 3 times .*all others are done"):
+            stash.prime()
+        assert dict(stash.delegate) == {key: value for key, value in EXPECTED.items() if key != "7"}
+    else:
+        assert isinstance(stash["7"], Failure)
+        assert isinstance(stash["7"].exception, WorkerDiedError)
+        assert {key: value for key, value in stash if key != "7"} == {k: v for k, v in EXPECTED.items() if k != "7"}
+    done = noted()
+    assert done.count("7") == 3
+    assert stash.summary.deaths == 3
     os.unlink("trouble-7")
-    there = set(stash.delegate.keys())
-    noted()
-    stash = kind(DirectoryStash("data"), Squares(), workers=2, chunk_size=1)
+    stash = kind(stash.delegate, Squares(), workers=2)
     assert dict(stash) == EXPECTED
-    assert noted() == sorted(EXPECTED.keys() - there, key=int)
+    assert noted() == ["7"]
+    stash.close()
 
 
 def alive(marker):
@@ -248,7 +257,10 @@ def test_a_parent_that_is_stopped_leaves_no_orphans_and_goes_on(elsewhere, numbe
     _, err = parent.communicate()
     assert parent.returncode != 0
     if number == signal.SIGINT:
-        assert err.decode().strip().splitlines()[-1] == "KeyboardInterrupt"
+        assert err.decode().strip().splitlines()[-2:] == [
+            "KeyboardInterrupt",
+            "what was finished is kept: the next run goes on from there",
+        ]
     for _ in range(500):
         if not alive(marker):
             break
@@ -308,7 +320,7 @@ def test_failures_are_values_and_are_tried_again(elsewhere):
     assert noted() == ["3", "5"]
     os.unlink("trouble-5")
     stash = make()
-    stash.retry_failures = False
+    stash.retry_failed = False
     assert isinstance(stash["5"], Failure)
     assert noted() == []
     assert stash.reprocess_failures() == {"5"}
@@ -390,7 +402,7 @@ def test_an_error_names_the_key(elsewhere):
         stash = MultiProcessFactoryStash(DirectoryStash("data"), Squares(), workers=workers)
         with pytest.raises(ValueError, match="item 3") as caught:
             stash.prime()
-        assert "while Squares made '3'" in caught.value.__notes__
+        assert "while MultiProcessFactoryStash made '3'" in caught.value.__notes__
 
 
 def test_failure():
@@ -412,7 +424,7 @@ def test_failure():
 @pytest.mark.parametrize("workers", [0.0, 1.5, -0.5, -10_000, True, "2", None])
 def test_workers_out_of_range(workers):
     with pytest.raises(InvalidArgumentError, match="workers"):
-        MultiProcessDefaultStash.__subclasses__()[0](DictionaryStash(), DictionaryStash(), workers=workers)
+        MultiProcessFactoryStash(DictionaryStash(), DictionaryStash(), workers=workers)
 
 
 @pytest.mark.parametrize("size", [-1, 1.5, True, "2", None])
@@ -430,20 +442,24 @@ def test_other_parameters():
 
 @pytest.mark.parametrize(("workers", "count"), [(0, None), (1, 1), (3, 3), (1.0, None), (0.01, 1)])
 def test_worker_counts(workers, count):
-    from zpersist.parallel.pool import available_cores
+    from zpersist.parallel.guard import available_cores
 
     stash = MultiProcessFactoryStash(DictionaryStash(), DictionaryStash(), workers=workers)
     assert stash._worker_count() == (available_cores() if count is None else count)
 
 
-def test_a_stash_that_cannot_travel(elsewhere):
+def test_a_stash_that_can_not_travel(elsewhere):
     class Local(Squares):
         pass
 
     stash = MultiProcessFactoryStash(DirectoryStash("data"), Local(), workers=2, start_method="spawn")
+    assert len(stash) == 20
+    lock = threading.Lock()
+    stash = MultiProcessFactoryStash(DirectoryStash("more"), Local(), workers=2, start_method="spawn")
+    stash.factory.lock = lock
     with pytest.raises(EncodeError, match="start_method='fork'"):
         stash.prime()
-    stash = MultiProcessFactoryStash(DirectoryStash("data"), Local(), workers=2, start_method="fork")
+    stash = MultiProcessFactoryStash(DirectoryStash("more"), stash.factory, workers=2, start_method="fork")
     assert len(stash) == 20
 
 

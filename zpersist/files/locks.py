@@ -17,20 +17,23 @@ import os
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from hashlib import blake2b
 from types import TracebackType
-from typing import Protocol, cast
+from typing import Protocol, TypeVar, cast
 
 from zpersist.errors import StorageError
 from zpersist.files.atomic import close_quietly, make_directory, storage_error
 
-__all__ = ["KeyLocks", "LockHandle", "directory_lock"]
+__all__ = ["Claims", "KeyLocks", "LockHandle", "directory_lock"]
+
+T = TypeVar("T")
 
 _FLOCK = struct.Struct("hhqqi4x")
 _SET: int | None = getattr(fcntl, "F_OFD_SETLK", None)
 _WAIT: int | None = getattr(fcntl, "F_OFD_SETLKW", None)
+_ASK: int | None = getattr(fcntl, "F_OFD_GETLK", None)
 
 _open_descriptors: set[int] = set()
 
@@ -136,32 +139,25 @@ class KeyLocks:
         StorageError
             The lock file can't be made or opened.
         """
-        slot = int.from_bytes(blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little") >> 2
+        slot = _slot(name)
         try:
-            return self._acquire(self.path, slot, timeout)
+            return self._somewhere(lambda path: self._acquire(path, slot, timeout))
         except TimeoutError:
             raise TimeoutError(f"the lock of {name!r} in {self.path} is held by another one") from None
+
+    def _somewhere(self, use: Callable[[str], T]) -> T:
+        try:
+            return use(self.path)
         except StorageError as err:
             if self._fallback is None or err.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
                 raise
-            return self._acquire(self._fallback, slot, timeout)
+            return use(self._fallback)
 
     def _acquire(self, path: str, slot: int, timeout: float) -> LockHandle:
         if not self._ranges:
             make_directory(os.path.dirname(path))
             return _FileHandle(f"{path}.{slot:x}", timeout)
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        try:
-            try:
-                fd = os.open(path, flags, 0o600)
-            except FileNotFoundError:
-                make_directory(os.path.dirname(path))
-                fd = os.open(path, flags, 0o600)
-        except OSError as err:
-            raise (
-                err if isinstance(err, StorageError) else storage_error(err, "can not open the lock file", path)
-            ) from err
-        _open_descriptors.add(fd)
+        fd = _open_lock_file(path)
         handle = _RangeHandle(fd)
         try:
             _lock_range(fd, slot, timeout)
@@ -169,6 +165,12 @@ class KeyLocks:
             handle.release()
             raise
         return handle
+
+    def claims(self, name: str) -> Claims | None:
+        """Return what tells who works on which stretch of an input; ``None`` where the platform has no such locks."""
+        if not self._ranges:
+            return None
+        return Claims(self._somewhere(_open_lock_file), _slot(name))
 
     @contextmanager
     def hold(self, name: str, timeout: float = -1) -> Iterator[None]:
@@ -185,6 +187,87 @@ class KeyLocks:
         finally:
             held.discard(mine)
             handle.release()
+
+
+def _slot(name: str) -> int:
+    return int.from_bytes(blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little") >> 2
+
+
+def _open_lock_file(path: str) -> int:
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    try:
+        try:
+            fd = os.open(path, flags, 0o600)
+        except FileNotFoundError:
+            make_directory(os.path.dirname(path))
+            fd = os.open(path, flags, 0o600)
+    except OSError as err:
+        raise (
+            err if isinstance(err, StorageError) else storage_error(err, "can not open the lock file", path)
+        ) from err
+    _open_descriptors.add(fd)
+    return fd
+
+
+class Claims:
+    """Which stretches of a numbered input somebody works on; the death of one that does frees them.
+
+    To be closed; made by :meth:`KeyLocks.claims`.
+    """
+
+    def __init__(self, fd: int, base: int) -> None:
+        self._handle = _RangeHandle(fd)
+        self._fd = fd
+        self._base = base
+        # Shared by all who are there; before the first number.
+        self._set(fcntl.F_RDLCK, -1, 1)
+
+    def _set(self, kind: int, start: int, count: int, *, wait: bool = False) -> None:
+        request = _FLOCK.pack(kind, os.SEEK_SET, self._base + start, count, 0)
+        fcntl.fcntl(self._fd, cast(int, _WAIT if wait else _SET), request)
+
+    def _ask(self, start: int, count: int) -> tuple[int, int] | None:
+        """Return where somebody else's stretch starts and ends."""
+        request = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, self._base + start, count, 0)
+        kind, _, at, size, _ = _FLOCK.unpack(fcntl.fcntl(self._fd, cast(int, _ASK), request))
+        return None if kind == fcntl.F_UNLCK else (at - self._base, at - self._base + size)
+
+    def alone(self) -> bool:
+        """Return whether nobody else is there now."""
+        return self._ask(-1, 1) is None
+
+    def take(self, start: int, count: int) -> int:
+        """Claim as many numbers from ``start`` on as are free, at most ``count``.
+
+        Returns
+        -------
+        int
+            How many were claimed; negative: so many from ``start`` on are somebody else's.
+        """
+        while True:
+            try:
+                self._set(fcntl.F_WRLCK, start, count)
+            except BlockingIOError:
+                other = self._ask(start, count)
+                if other is None:
+                    continue
+                if other[0] <= start:
+                    return -min(count, other[1] - start)
+                count = other[0] - start
+            else:
+                return count
+
+    def wait(self, start: int, count: int) -> None:
+        """Wait until nobody else works on these numbers, and claim them."""
+        self._set(fcntl.F_WRLCK, start, count, wait=True)
+
+    def give(self, start: int, count: int) -> None:
+        """Give numbers back."""
+        self._set(fcntl.F_UNLCK, start, count)
+
+    def close(self) -> None:
+        """Give everything back, and leave."""
+        self._handle.release()
 
 
 def _lock_range(fd: int, slot: int, timeout: float) -> None:

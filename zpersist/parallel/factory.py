@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Collection, Iterable, Iterator
+from itertools import chain, islice
+from typing import Any, ClassVar, TypeVar
 
 from attrs import define, field
 
 from zpersist.errors import InvalidArgumentError
 from zpersist.failure import Failure
-from zpersist.parallel.multiprocess import MultiProcessStash, _check_workers
-from zpersist.parallel.pool import Chunk
+from zpersist.files.locks import Claims
+from zpersist.parallel.intake import InputOrder
+from zpersist.parallel.job import OnError, check_on_error
+from zpersist.parallel.known import KeysThere
+from zpersist.parallel.multiprocess import MultiProcessStash, check_workers
 from zpersist.stash import MISSING, Stash
-from zpersist.stores.noop import NoopStash
 from zpersist.wrappers.delegate import check_stash
 from zpersist.wrappers.prime import companion_of
 
-__all__ = ["MultiProcessDefaultStash", "MultiProcessFactoryStash", "MultiProcessRobustStash"]
+__all__ = ["KeyedStash", "MultiProcessDefaultStash", "MultiProcessFactoryStash", "MultiProcessRobustStash"]
 
 V = TypeVar("V")
+
+#: The most keys that are listed before the first value is made.
+_MOST = 100_000
 
 
 @define(slots=False, eq=False)
@@ -27,17 +33,19 @@ class MultiProcessDefaultStash(MultiProcessStash[V]):
 
     Parameters
     ----------
-    delegate, chunk_size, start_method, progress :
-        As in :class:`~zpersist.MultiProcessStash`.
+    delegate :
+        Where the values are kept.
     workers :
         The number of processes; default: 1, none but this one.
 
     Notes
     -----
+    All other parameters are those of :class:`~zpersist.MultiProcessStash`.
+
     *Concurrency*, *Durability*, *Trust*: as :class:`~zpersist.MultiProcessStash`.
     """
 
-    workers: int | float = field(default=1, kw_only=True, validator=_check_workers)
+    workers: int | float = field(default=1, kw_only=True, validator=check_workers)
 
 
 def _check_preemptive(stash: object, attribute: Any, value: object) -> None:
@@ -46,7 +54,44 @@ def _check_preemptive(stash: object, attribute: Any, value: object) -> None:
 
 
 @define(slots=False, eq=False)
-class MultiProcessFactoryStash(MultiProcessDefaultStash[V]):
+class KeyedStash(MultiProcessDefaultStash[V]):
+    """A :class:`~zpersist.MultiProcessStash` each of whose items has one key, known before: what is missing is made.
+
+    A subclass gives ``_create_data``, ``_process`` (that takes an iterator, and yields one pair for each item, in
+    order) and ``_key_of``.
+    """
+
+    _divisible: ClassVar[bool] = True
+
+    def _calculate_has_data(self) -> bool:
+        # Whether keys are missing is found out once, by the first access.
+        return False
+
+    def _to_do_again(self) -> Collection[str]:
+        """Return keys that are to be made although they are there."""
+        return ()
+
+    def _fill(self, claims: Claims | None, wants_keys: bool, order: InputOrder | None) -> Iterator[list[str]]:
+        known = KeysThere(self.delegate, self._key_of, self._to_do_again())
+        for task, report in self._run(self._create_data(), known, claims, order=order):
+            settled = max(1, report.done)
+            keys = [self._key_of(item) for item in task.items[:settled]] if wants_keys else []
+            if order is not None:
+                order.add(task.places[:settled], keys)
+            yield keys
+
+    def _in_order(self, window: int) -> Iterator[tuple[str, V]]:
+        order = InputOrder(window)
+        if self.has_data:
+            yield from self._pairs(self._key_of(item) for item in self._create_data())
+            return
+        for _ in self._filling(wants_keys=True, order=order):
+            yield from self._pairs(order.ready())
+        yield from self._pairs(order.ready())
+
+
+@define(slots=False, eq=False)
+class MultiProcessFactoryStash(KeyedStash[V]):
     """Has many processes load, from a factory, the values that its delegate lacks.
 
     The keys are the factory's; the next run loads exactly those that are missing.
@@ -59,8 +104,8 @@ class MultiProcessFactoryStash(MultiProcessDefaultStash[V]):
         The stash whose ``load`` makes a value and whose ``keys`` are the keys to fill.
     enable_preemptive :
         ``"always"``: look for missing keys at each access, not only at the first.
-    chunk_size, workers, start_method, progress :
-        As in :class:`~zpersist.MultiProcessStash`; ``workers`` is 1 by default.
+    chunk_size :
+        The most items a chunk has; 0: as many as take about 50 ms, and fewer towards the end.
 
     Raises
     ------
@@ -69,6 +114,8 @@ class MultiProcessFactoryStash(MultiProcessDefaultStash[V]):
 
     Notes
     -----
+    All other parameters are those of :class:`~zpersist.MultiProcessStash`; ``workers`` is 1 by default.
+
     *Concurrency*, *Durability*, *Trust*: as :class:`~zpersist.MultiProcessStash`.
 
     Examples
@@ -81,38 +128,17 @@ class MultiProcessFactoryStash(MultiProcessDefaultStash[V]):
     factory: Stash[V] = field(validator=check_stash)
     enable_preemptive: bool | str = field(default=False, validator=_check_preemptive)
 
-    def _calculate_has_data(self) -> bool:
-        # Whether keys are missing is found out once, by the first access.
-        return False
-
-    def _missing(self) -> list[str]:
-        present = set(self.delegate.keys())
-        return [name for name in self.factory.keys() if name not in present]
-
     def _create_data(self) -> Iterable[Any]:
-        return self._missing()
+        # To know how many there are, unless they are too many to be held in memory.
+        keys = iter(self.factory.keys())
+        first = list(islice(keys, _MOST))
+        return first if len(first) < _MOST else chain(first, keys)
 
-    def _process(self, chunk: list[Any]) -> Iterator[tuple[str, V]]:
+    def _process(self, chunk: Iterable[Any]) -> Iterator[tuple[str, V]]:
         for name in chunk:
-            try:
-                value = self._load_from_factory(name)
-            except Exception as err:
-                err.add_note(f"while {type(self.factory).__name__} made {name!r}")
-                raise
+            value = self.factory._fetch(name)
             if value is not MISSING:
                 yield name, value
-
-    def _load_from_factory(self, name: str) -> Any:
-        return self.factory._fetch(name)
-
-    def _fill(self) -> None:
-        missing = list(self._create_data())
-        if missing:
-            for chunk, outcome in self._run(missing, NoopStash()):
-                self._finished(chunk, outcome.failed)
-
-    def _finished(self, chunk: Chunk, failed: list[str]) -> None:
-        """Take note of a chunk that was finished."""
 
     def prime(self) -> None:
         """Load what is missing, unless that has been done."""
@@ -131,15 +157,17 @@ class MultiProcessRobustStash(MultiProcessFactoryStash[V]):
 
     Parameters
     ----------
-    delegate, factory, enable_preemptive, chunk_size, workers, start_method, progress :
+    delegate, factory, enable_preemptive :
         As in :class:`MultiProcessFactoryStash`.
     protect_work :
         Keep a :class:`~zpersist.Failure` as the value of an item that raised; otherwise raise.
-    retry_failures :
+    retry_failed :
         Try failed items again in the next run.
 
     Notes
     -----
+    All other parameters are those of :class:`~zpersist.MultiProcessStash`; ``on_error`` follows ``protect_work``.
+
     *Concurrency*, *Durability*, *Trust*: as :class:`~zpersist.MultiProcessStash`.
 
     Examples
@@ -154,35 +182,22 @@ class MultiProcessRobustStash(MultiProcessFactoryStash[V]):
     (0.5, {'0': ZeroDivisionError: division by zero})
     """
 
+    on_error: OnError = field(default="store", kw_only=True, validator=check_on_error)
     protect_work: bool = field(default=True, kw_only=True)
-    retry_failures: bool = field(default=True, kw_only=True)
+    retry_failed: bool = field(default=True, kw_only=True)
     _retried: bool = field(init=False, repr=False, default=False)
 
-    def _create_data(self) -> Iterable[Any]:
-        missing = self._missing()
-        if self._retried or not self.retry_failures:
-            return missing
-        self._retried = True
-        known = set(missing)
-        return missing + [name for name in self._failures().keys() if name not in known and self.factory.exists(name)]
-
-    def _failures(self) -> Stash[Any]:
-        return companion_of(self.delegate, "failures")
-
-    def _finished(self, chunk: Chunk, failed: list[str]) -> None:
-        failures = self._failures()
-        failures.dump_many(dict.fromkeys(failed, True))
-        if failures:
-            failures.delete_many(name for name in chunk.items if name not in set(failed))
-        self._retried = True
-
-    def _load_from_factory(self, name: str) -> Any:
+    def __attrs_post_init__(self) -> None:
         if not self.protect_work:
-            return super()._load_from_factory(name)
-        try:
-            return super()._load_from_factory(name)
-        except Exception as err:  # noqa: BLE001 - whatever it is, it is kept as the value
-            return Failure(err, thrower=f"key {name!r}")
+            self.on_error = "raise"
+
+    def _to_do_again(self) -> Collection[str]:
+        if self._retried or not self.retry_failed:
+            return ()
+        self._retried = True
+        failed = [name for name in companion_of(self.delegate, "failures").keys() if self.factory.exists(name)]
+        self._forget(failed)
+        return failed
 
     def invalidate(self) -> None:
         """Look for missing keys again, and load them."""
@@ -196,6 +211,6 @@ class MultiProcessRobustStash(MultiProcessFactoryStash[V]):
     def reprocess_failures(self) -> set[str]:
         """Try all failed items again, and return their keys."""
         failed = {name for name, _ in self.iterfails()}
-        self.delegate.delete_many(failed)
+        self._forget(failed)
         self.invalidate()
         return failed

@@ -2,33 +2,46 @@
 
 from __future__ import annotations
 
+import logging
 import math
-import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sized
-from hashlib import blake2b
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Collection, Iterable, Iterator, Sized
+from concurrent.futures import Executor
+from contextlib import closing
+from threading import get_ident
+from types import TracebackType
+from typing import Any, ClassVar, Literal, TypeVar
 
 from attrs import define, field
 
-from zpersist.chunking import chunks
-from zpersist.codecs import PickleCodec
-from zpersist.errors import InvalidArgumentError
+from zpersist.errors import InvalidArgumentError, UnsupportedOperationError
 from zpersist.failure import Failure
-from zpersist.parallel.pool import Chunk, available_cores, check_start_method, refuse_in_import, run_chunks
-from zpersist.stash import Stash
+from zpersist.files.locks import Claims
+from zpersist.flights import flights
+from zpersist.parallel.engine import Engine, ExecutorEngine, SerialEngine
+from zpersist.parallel.guard import available_cores, check_memory, in_worker, refuse_in_import
+from zpersist.parallel.intake import InputOrder, Intake, Known, stretches
+from zpersist.parallel.job import Job, OnError, Report, check_on_error
+from zpersist.parallel.known import Journal
+from zpersist.parallel.pool import PoolEngine, check_start_method
+from zpersist.parallel.progress import Progress
+from zpersist.parallel.run import Run, Summary
+from zpersist.parallel.schedule import Schedule, Task
+from zpersist.stash import MISSING, Stash
 from zpersist.wrappers.factory import check_keeps
-from zpersist.wrappers.prime import Completion, PrimablePreemptiveStash
+from zpersist.wrappers.prime import Completion, PrimablePreemptiveStash, companion_of
 
-__all__ = ["MultiProcessStash", "Outcome"]
+__all__ = ["MultiProcessStash"]
 
 V = TypeVar("V")
 
-#: Results are written when there are so many of them, or so many seconds after the last time.
-_BATCH, _PAUSE = 64, 0.1
+logger = logging.getLogger(__name__)
+
+Order = Literal["stored", "completed", "input"]
 
 
-def _check_workers(stash: object, attribute: Any, workers: object) -> None:
+def check_workers(stash: object, attribute: Any, workers: object) -> None:
+    """Raise unless ``workers`` is a number of processes or a share of the cores (a validator for attrs)."""
     if isinstance(workers, bool) or not isinstance(workers, (int, float)):
         raise InvalidArgumentError(f"workers must be a number, not {workers!r}")
     if isinstance(workers, float) and not 0 < workers <= 1:
@@ -39,76 +52,65 @@ def _check_workers(stash: object, attribute: Any, workers: object) -> None:
         raise InvalidArgumentError(f"workers={workers!r} leaves none of {available_cores()} cores; use 1 or 0")
 
 
-def _check_chunk_size(stash: object, attribute: Any, size: object) -> None:
-    if isinstance(size, bool) or not isinstance(size, int) or size < 0:
-        raise InvalidArgumentError(f"chunk_size must be a whole number of at least 0, not {size!r}")
+def _check_count(least: int, *, optional: bool = False) -> Callable[[object, Any, object], None]:
+    def check(stash: object, attribute: Any, count: object) -> None:
+        if optional and count is None:
+            return
+        if isinstance(count, bool) or not isinstance(count, int) or count < least:
+            raise InvalidArgumentError(f"{attribute.name} must be a whole number of at least {least}, not {count!r}")
+
+    return check
 
 
-class Outcome(NamedTuple):
-    """What a worker says about a chunk: the pairs, if the parent has to keep them, and which keys failed."""
-
-    pairs: list[tuple[str, Any]]
-    failed: list[str]
+def _check_timeout(stash: object, attribute: Any, timeout: object) -> None:
+    if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0):
+        raise InvalidArgumentError(f"timeout must be a number of seconds above 0 or None, not {timeout!r}")
 
 
-class _ChunkWorker:
-    """Takes the stash to the processes and runs its chunks there."""
+def _check_callable(stash: object, attribute: Any, value: object) -> None:
+    if value is not None and not callable(value):
+        raise InvalidArgumentError(f"{attribute.name} must be a function or None, not {value!r}")
+
+
+def _check_executor(stash: object, attribute: Any, value: object) -> None:
+    if value is not None and not isinstance(value, Executor) and (isinstance(value, type) or not callable(value)):
+        raise InvalidArgumentError(
+            f"executor must be a concurrent.futures.Executor, or a function that makes one, not {value!r}"
+        )
+
+
+class _StashWork:
+    """The work of a stash, on its way to the workers."""
 
     def __init__(self, stash: MultiProcessStash[Any]) -> None:
         self._stash = stash
-        self._tell: Callable[[int], None] = lambda count: None
+        self.label = type(stash).__name__
+        self.divisible = stash._divisible
 
-    def start(self, tell: Callable[[int], None]) -> None:
-        self._tell = tell
+    def begin(self, *, away: bool) -> None:
+        """Begin in a worker; ``away``: it has a stash of its own."""
+        if away:
+            self._stash._worker = True
+        if self._stash.initializer is not None:
+            self._stash.initializer()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_stash": self._stash}
+    def process(self, items: Iterable[Any]) -> Iterable[tuple[str, Any]]:
+        """Have the stash process items."""
+        return self._stash._process(items)  # type: ignore[arg-type]
 
-    def work(self, items: list[Any]) -> Outcome:
-        stash = self._stash
-        stash._working = True
-        outcome = Outcome([], [])
-        told = 0
-        try:
-            for batch in _batches(stash._process(items), type(stash).__name__):
-                outcome.failed.extend(key for key, value in batch if isinstance(value, Failure))
-                if stash.delegate.shared:
-                    stash.delegate.dump_many(batch)
-                else:
-                    outcome.pairs.extend(batch)
-                step = min(len(batch), len(items) - told)
-                told += step
-                self._tell(step)
-        finally:
-            stash._working = False
-        self._tell(len(items) - told)
-        return outcome
+    def key_of(self, item: Any) -> str:
+        """Return what the stash calls an item."""
+        return self._stash._key_of(item)
 
+    def __enter__(self) -> None:
+        if self._stash._worker is None:
+            self._stash._worker = get_ident()
 
-def _batches(pairs: Iterable[tuple[str, Any]] | None, label: str) -> Iterator[list[tuple[str, Any]]]:
-    if not isinstance(pairs, Iterable):
-        raise InvalidArgumentError(f"{label}._process must yield (key, value) pairs, it returned {pairs!r}")
-    # What was made before an error, or before the parent said stop, is kept.
-    batch: list[tuple[str, Any]] = []
-    since = time.monotonic()
-    source = iter(pairs)
-    while True:
-        try:
-            pair = next(source)
-            if not isinstance(pair, tuple) or len(pair) != 2:
-                raise InvalidArgumentError(f"{label}._process must yield (key, value) pairs, not {pair!r}")
-            batch.append(pair)
-        except StopIteration:
-            break
-        except BaseException:
-            if batch:
-                yield batch
-            raise
-        if len(batch) >= _BATCH or time.monotonic() - since >= _PAUSE:
-            yield batch
-            batch, since = [], time.monotonic()
-    if batch:
-        yield batch
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._stash._worker is not True:
+            self._stash._worker = None
 
 
 @define(slots=False, eq=False)
@@ -119,33 +121,54 @@ class MultiProcessStash(PrimablePreemptiveStash[V]):
     ``_process(chunk)``, run in the workers, takes a list of them and yields ``(key, value)``.  The stash itself
     travels to the workers, which write straight into a shared delegate.
 
-    A run that was cut short (an error, a kill, Ctrl-C) is never taken for complete: the next one does the chunks
-    that were not finished.  Chunks are known again by their items, so use the same ``chunk_size``.
+    A run that was cut short (an error, a kill, Ctrl-C) is never taken for complete: the next one does the items that
+    were not finished.
 
     Parameters
     ----------
     delegate :
         Where the values are kept.  Of one that isn't ``shared``, results travel through the parent.
     chunk_size :
-        The most items a chunk has; 0: as many chunks as workers.
+        The most items a chunk has; 0: as many chunks as workers, or, of an input whose length is not known, as many
+        items as take about 50 ms.
     workers :
         The number of processes: 0 all cores, negative all but so many, a float in (0, 1] that share of them, 1 none
-        but this one.
+        but this one (unless a timeout or limit asks for a process).
     start_method :
         ``"fork"``, ``"spawn"`` or ``"forkserver"``; ``None``: fork if this process has no threads, else spawn.
+    executor :
+        Where to work in place of processes of this machine: any :class:`concurrent.futures.Executor`, or a function
+        that makes one, which is called again when it breaks.
     progress :
         Show a progress bar.
+    on_error :
+        What becomes of an item that raises: ``"raise"`` it, and begin no other; ``"skip"`` it, and go on; ``"store"`` a
+        :class:`~zpersist.Failure` as its value, and go on.
+    retries :
+        How many times an item is tried that kills its worker.
+    timeout :
+        The most seconds for an item (of ``_process``: from one pair to the next); its worker is killed then.
+    max_tasks_per_worker :
+        Replace a worker by a new one after so many items.
+    max_memory :
+        The most bytes by which the data of a worker may grow; an item that wants more gets a ``MemoryError``.
+    initializer :
+        A function that each worker runs before anything else.
+    threads :
+        How many threads BLAS and OpenMP use in a worker; 0: its share of the cores.  What the environment says
+        (``OMP_NUM_THREADS``) comes first.
 
     Raises
     ------
     WorkerDiedError
-        By the first read: a worker was killed or crashed; what was finished is kept.
+        By the first read: an item killed its worker ``retries`` times; all others are finished.
     Exception
         By the first read: what ``_process`` raised; what was finished is kept.
 
     Notes
     -----
-    *Concurrency*: of several parents that share the delegate, one fills it and the others wait.
+    *Concurrency*: several parents that share the delegate share the work, on Linux; elsewhere, or if the delegate
+    can't tell, one does it and the others wait.
     *Durability*: that of the delegate.
     *Trust*: that of the delegate; workers run this process's own code.
 
@@ -162,12 +185,26 @@ class MultiProcessStash(PrimablePreemptiveStash[V]):
     [('one', 3), ('three', 5)]
     """
 
+    #: Whether ``_process`` gives one pair for each item, in order, and so may be given an iterator.
+    _divisible: ClassVar[bool] = False
+
     delegate: Stash[V] = field(validator=check_keeps)
-    chunk_size: int = field(default=0, kw_only=True, validator=_check_chunk_size)
-    workers: int | float = field(default=0, kw_only=True, validator=_check_workers)
+    chunk_size: int = field(default=0, kw_only=True, validator=_check_count(0))
+    workers: int | float = field(default=0, kw_only=True, validator=check_workers)
     start_method: str | None = field(default=None, kw_only=True, converter=check_start_method)
+    executor: Executor | Callable[[], Executor] | None = field(default=None, kw_only=True, validator=_check_executor)
     progress: bool = field(default=False, kw_only=True)
-    _working: bool = field(init=False, repr=False, default=False)
+    on_error: OnError = field(default="raise", kw_only=True, validator=check_on_error)
+    retries: int = field(default=3, kw_only=True, validator=_check_count(1))
+    timeout: float | None = field(default=None, kw_only=True, validator=_check_timeout)
+    max_tasks_per_worker: int | None = field(default=None, kw_only=True, validator=_check_count(1, optional=True))
+    max_memory: int | None = field(default=None, kw_only=True, validator=check_memory)
+    initializer: Callable[[], object] | None = field(default=None, kw_only=True, validator=_check_callable)
+    threads: int = field(default=0, kw_only=True, validator=_check_count(0))
+    #: What the last run did.
+    summary: Summary = field(init=False, repr=False, factory=Summary)
+    # The thread that processes items just now; True: this is a worker's own copy, that none of its threads fills.
+    _worker: int | bool | None = field(init=False, repr=False, default=None)
 
     @abstractmethod
     def _create_data(self) -> Iterable[Any]:
@@ -177,29 +214,121 @@ class MultiProcessStash(PrimablePreemptiveStash[V]):
     def _process(self, chunk: list[Any]) -> Iterable[tuple[str, V]]:
         """Yield a key and a value for what is in a chunk; called in a worker."""
 
+    def _key_of(self, item: Any) -> str:
+        return item if isinstance(item, str) else repr(item)
+
     def _calculate_has_data(self) -> bool:
         return Completion(self.delegate).finished
+
+    @property
+    def _working(self) -> bool:
+        return self._worker is True or self._worker == get_ident()
 
     def prime(self) -> None:
         """Fill the delegate, unless that has been done."""
         if self._working:
             return
         super().prime()
-        if self.has_data:
-            return
-        refuse_in_import()
-        with self.delegate._flight("all", "prime"):
-            self._reset_has_data()
-            if not self.has_data:
-                self._fill()
-                self._set_has_data()
+        if not self.has_data:
+            for _ in self._filling():
+                pass
 
-    def _fill(self) -> None:
+    # filling
+
+    def _filling(self, *, wants_keys: bool = False, order: InputOrder | None = None) -> Iterator[list[str]]:
+        refuse_in_import()
+        with flights.hold(id(self), "prime"):
+            claims = self.delegate._claims() if self.delegate.shared else None
+            with closing(claims) if claims is not None else self.delegate._flight("all", "prime"):
+                self._reset_has_data()
+                if not self.has_data:
+                    yield from self._fill(claims, wants_keys, order)
+                    self._set_has_data()
+
+    def _fill(self, claims: Claims | None, wants_keys: bool, order: InputOrder | None) -> Iterator[list[str]]:
+        """Fill the delegate; yield the keys of what was done, if they are wanted."""
         completion = Completion(self.delegate)
-        completion.begin()
-        for chunk, _ in self._run(self._create_data(), completion.journal):
-            completion.journal.dump(chunk.id, len(chunk.items))
-        completion.finish()
+        with self.delegate._flight("all", "begin"):
+            if claims is None or claims.alone() or not completion.begun:
+                completion.begin()
+        journal = Journal(completion.journal)
+        for task, report in self._run(self._create_data(), journal, claims, wants_keys, order):
+            good = [place not in report.failures for place in range(report.done)]
+            for start, end, is_good in stretches(good):
+                if is_good:
+                    journal.note(task.places[start], task.items[start:end])
+            yield [key for key, _ in report.pairs]
+        if not self.summary.failures:
+            completion.finish()
+
+    def _run(
+        self,
+        data: Iterable[Any],
+        known: Known,
+        claims: Claims | None,
+        wants_keys: bool = False,
+        order: InputOrder | None = None,
+    ) -> Iterator[tuple[Task, Report]]:
+        """Do what is not done, and yield it; errors come when all else that was begun is finished."""
+        self.summary = summary = Summary()
+        total = len(data) if isinstance(data, Sized) else None
+        workers = self._worker_count()
+        size = self.chunk_size
+        if not size and not self._divisible and total is not None:
+            size = max(1, math.ceil(total / workers))
+
+        def passed(place: int, items: list[Any]) -> None:
+            summary.there += len(items)
+            if order is not None:
+                order.add(range(place, place + len(items)), map(self._key_of, items))
+
+        intake = Intake(data, known, claims, passed=passed, limit=order.limit if order is not None else None)
+        schedule = Schedule(intake, workers=workers, total=total, size=size)
+        shared = self.delegate.shared
+        failures = companion_of(self.delegate, "failures")
+        job = Job(
+            _StashWork(self),
+            self.delegate if shared else None,
+            self.on_error,
+            failures=failures if shared and failures.shared else None,
+            wants_keys=wants_keys,
+        )
+        failed_before = set(failures.keys())
+        with Progress(self.progress, type(self).__name__, total) as progress:
+            engine = self._engine(job, workers)
+            run = Run(
+                job, engine, schedule, intake, self.delegate, retries=self.retries, progress=progress, summary=summary
+            )
+            for task, report in run:
+                failed = {self._key_of(task.items[place]): failure for place, failure in report.failures.items()}
+                failures.dump_many(failed)
+                if failed_before:
+                    mended = failed_before.intersection(map(self._key_of, task.items[: report.done])) - failed.keys()
+                    failures.delete_many(mended)
+                yield task, report
+        logger.info("%s: %s", type(self).__name__, summary)
+
+    def _engine(self, job: Job, workers: int) -> Engine:
+        level = logging.getLogger().getEffectiveLevel()
+        threads = self.threads or max(1, available_cores() // workers)
+        if self.executor is not None:
+            return ExecutorEngine(job, self.executor, workers=workers, level=level, threads=threads)
+        if in_worker():
+            if workers > 1:
+                logger.info("%s works in one process, for it runs in a worker already", type(self).__name__)
+            return SerialEngine(job)
+        if workers == 1 and (self.timeout, self.max_tasks_per_worker, self.max_memory) == (None, None, None):
+            return SerialEngine(job)
+        return PoolEngine(
+            job,
+            workers=workers,
+            start_method=self.start_method,
+            timeout=self.timeout,
+            max_tasks_per_worker=self.max_tasks_per_worker,
+            max_memory=self.max_memory,
+            threads=threads,
+            level=level,
+        )
 
     def _worker_count(self) -> int:
         workers, cores = self.workers, available_cores()
@@ -207,60 +336,81 @@ class MultiProcessStash(PrimablePreemptiveStash[V]):
             return math.ceil(workers * cores)
         return workers if workers > 0 else max(1, cores + workers)
 
-    def _run(self, data: Iterable[Any], finished: Stash[Any]) -> Iterator[tuple[Chunk, Outcome]]:
-        """Run the chunks that are not finished, and yield each once its values are kept."""
-        size = self.chunk_size
-        if size == 0:
-            data = tuple(data)
-            size = max(1, math.ceil(len(data) / self._worker_count()))
-        with _Bar(self.progress, type(self).__name__, len(data) if isinstance(data, Sized) else None) as told:
+    # what failed
 
-            def todo() -> Iterator[Chunk]:
-                for items in chunks(data, size):
-                    chunk = Chunk(_chunk_id(items), items)
-                    if finished.exists(chunk.id):
-                        told(len(items))
-                    else:
-                        yield chunk
+    def failures(self) -> dict[str, Failure]:
+        """Return what failed in earlier runs and has not been made since, by key."""
+        self.prime()
+        return dict(companion_of(self.delegate, "failures").items())
 
-            for chunk, outcome in run_chunks(
-                _ChunkWorker(self),
-                todo(),
-                workers=self._worker_count(),
-                start_method=self.start_method,
-                told=told,
-            ):
-                self.delegate.dump_many(outcome.pairs)
-                self.delegate._outdated()
-                yield chunk, outcome
+    def retry_failures(self) -> set[str]:
+        """Try again what failed, and only that.
 
+        Returns
+        -------
+        set
+            The keys that were tried.
+        """
+        failed = set(self.failures())
+        self._forget(failed)
+        self._reset_has_data()
+        self.prime()
+        return failed
 
-def _chunk_id(items: list[Any]) -> str:
-    return f"chunk-{blake2b(PickleCodec().dumps(items), digest_size=20).hexdigest()}"
+    def _forget(self, failed: Collection[str]) -> None:
+        """Have what failed be made by the next run."""
+        for key in failed:
+            if isinstance(self.delegate.get(key), Failure):
+                self.delegate.delete(key)
+        companion_of(self.delegate, "failures").delete_many(failed)
 
+    # reading while it is filled
 
-class _Bar:
-    """A progress bar, or none."""
+    def items(self, *, order: Order = "stored", window: int = 1000) -> Iterable[tuple[str, V]]:
+        """Iterate over keys with their values.
 
-    def __init__(self, shown: bool, label: str, total: int | None) -> None:
-        self._shown = shown
-        self._label = label
-        self._total = total
+        Parameters
+        ----------
+        order :
+            ``"stored"``: fill first, then iterate over the delegate.  ``"completed"``: what is there first, and the
+            others as soon as they are made.  ``"input"``: in the order of the items, as soon as the next one is made
+            (not by :class:`MultiProcessStash` itself, whose items don't tell their keys).
+        window :
+            How many items may be given out that come after one which is not done, if the order is that of the input.
 
-    def __enter__(self) -> Callable[[int], None]:
-        if not self._shown:
-            return lambda count: None
-        from tqdm.auto import tqdm
+        Notes
+        -----
+        An iteration that is left off, or closed, ends the workers; what was made is kept.
+        """
+        if order == "stored" or self._working:
+            return super().items()
+        if order == "completed":
+            return self._as_completed()
+        if order == "input":
+            return self._in_order(window)
+        raise InvalidArgumentError(f"order must be 'stored', 'completed' or 'input', not {order!r}")
 
-        # Its monitor is a thread, and a process with threads can't be forked safely.
-        tqdm.monitor_interval = 0
-        self._bar = tqdm(desc=self._label, total=self._total, unit="item")
+    def _pairs(self, keys: Iterable[str]) -> Iterator[tuple[str, V]]:
+        for key in keys:
+            value = self.delegate._fetch(key)
+            if value is not MISSING:
+                yield key, value
 
-        def told(count: int) -> None:
-            self._bar.update(count)
+    def _as_completed(self) -> Iterator[tuple[str, V]]:
+        there = set()
+        for key in tuple(self.delegate.keys()):
+            there.add(key)
+            yield from self._pairs((key,))
+        if self.has_data:
+            return
+        for keys in self._filling(wants_keys=True):
+            yield from self._pairs(keys)
 
-        return told
+    def _in_order(self, window: int) -> Iterator[tuple[str, V]]:
+        raise UnsupportedOperationError(
+            f"{type(self).__name__} does not know the keys of its items before; use order='completed'"
+        )
 
-    def __exit__(self, *error: object) -> None:
-        if self._shown:
-            self._bar.close()
+    def _cleared(self) -> None:
+        super()._cleared()
+        self.summary = Summary()

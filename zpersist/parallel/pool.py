@@ -1,68 +1,44 @@
-"""The engine: runs the chunks of a stash in worker processes of this machine.
+"""The engine of this machine: worker processes, each at its own pipe, so that none can take another one down.
 
-This is the only module that knows how chunks reach a process; a :class:`Worker` travels to each process once, and
-from then on only chunks and what is to be said about them do.
+A worker has nothing in common with the others but memory in which it says which item is under way: so the parent knows
+what a dead one was at, and ends one that takes too long.  There is no queue whose lock could die with its holder.
 """
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from itertools import islice
-from multiprocessing.connection import wait as wait_for
-from typing import Any, NamedTuple, Protocol
+import weakref
+from collections import deque
+from contextlib import suppress
+from multiprocessing.connection import Connection, wait
+from typing import Any
 
-from zpersist.codecs import PickleCodec
-from zpersist.errors import EncodeError, InvalidArgumentError, WorkerDiedError
+from attrs import define, field
 
-__all__ = ["Chunk", "Worker", "available_cores", "check_start_method", "refuse_in_import", "run_chunks"]
+from zpersist.errors import EncodeError, InvalidArgumentError, ItemTimeoutError, WorkerDiedError
+from zpersist.failure import Failure
+from zpersist.parallel import guard
+from zpersist.parallel.engine import Engine, Event, packed
+from zpersist.parallel.job import Job
+from zpersist.parallel.logs import captured
+from zpersist.parallel.schedule import Task
 
-#: Seconds between two looks at how far the workers are.
-_GLANCE = 0.1
+__all__ = ["PoolEngine", "check_start_method"]
 
-#: Seconds a worker has to write what it has, before it is killed.
-_GRACE = 5.0
+#: Seconds a worker that is told to end has to do so, before it is killed.
+_GRACE = 1.0
 
+#: How many workers may be killed before they have begun anything.
+_STILLBORN = 5
 
-class Chunk(NamedTuple):
-    """Some of the data, and by what it is known again in the next run."""
-
-    id: str
-    items: list[Any]
-
-
-class Worker(Protocol):
-    """What travels to the processes and does the work there."""
-
-    def start(self, tell: Callable[[int], None]) -> None:
-        """Begin in a process; ``tell`` takes the number of items done since the last time."""
-
-    def work(self, items: list[Any]) -> Any:
-        """Do a chunk, and return what is to be said about it."""
-
-
-class _Stop(BaseException):
-    """The parent wants no more."""
-
-
-def refuse_in_import() -> None:
-    """Raise if this is a worker that is only just importing the script of its parent."""
-    if getattr(multiprocessing.process.current_process(), "_inheriting", False):
-        raise InvalidArgumentError(
-            "the script begins this work again in its own worker, which imports it: put the part that begins it "
-            "under  if __name__ == '__main__':"
-        )
-
-
-def available_cores() -> int:
-    """Return the number of cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+#: The largest task that may wait in the pipe of a busy worker, in bytes: sending it must not block.
+_PIPED = 1 << 14
 
 
 def check_start_method(method: str | None) -> str | None:
@@ -82,170 +58,284 @@ def _choose(method: str | None) -> str:
     return "fork" if forks else "spawn"
 
 
-def run_chunks(
-    worker: Worker,
-    chunks: Iterable[Chunk],
-    *,
-    workers: int,
-    start_method: str | None,
-    told: Callable[[int], None],
-) -> Iterator[tuple[Chunk, Any]]:
-    """Run chunks in processes, and yield each with what the worker returned, as they are finished.
+@define(eq=False)
+class _Member:
+    """A worker process."""
 
-    Only a few chunks more than there are workers are taken at a time.  After an error no new chunk is begun; those
-    that run are finished and yielded before it is raised.
+    process: Any
+    pipe: Connection
+    slot: int
+    tasks: deque[Task] = field(factory=deque)
+    #: Tasks that are too large to wait in its pipe.
+    unsent: deque[bytes] = field(factory=deque)
+    #: How many items it has done.
+    done: int = 0
+    #: Why it was ended.
+    ended: BaseException | None = None
+
+
+_engines: weakref.WeakSet[PoolEngine] = weakref.WeakSet()
+
+
+class PoolEngine(Engine):
+    """Does the work in processes of this machine.
 
     Parameters
     ----------
-    worker :
-        Does the work; pickled unless processes are forked.
-    chunks :
-        The chunks; may be endless.
+    job :
+        What is to be done.
     workers :
-        The number of processes; 1: no process but this one.
+        The most processes; they are started as they are needed.
     start_method :
         Of :mod:`multiprocessing`; ``None``: fork if this process has no threads, else spawn.
-    told :
-        Is called now and then with the number of items done since the last time.
-
-    Raises
-    ------
-    WorkerDiedError
-        A process was killed or crashed.
-    Exception
-        What the worker raised.
+    timeout :
+        The most seconds for an item; a worker that takes longer is killed.
+    max_tasks_per_worker :
+        A worker is replaced by a new one after so many items.
+    max_memory :
+        The most bytes of data a worker may have; beyond that an item raises ``MemoryError``.
+    threads :
+        How many threads BLAS and OpenMP use in a worker.
+    level :
+        The level of the root logger.
     """
-    if workers == 1:
-        worker.start(told)
-        yield from ((chunk, worker.work(chunk.items)) for chunk in chunks)
+
+    def __init__(
+        self,
+        job: Job,
+        *,
+        workers: int,
+        start_method: str | None = None,
+        timeout: float | None = None,
+        max_tasks_per_worker: int | None = None,
+        max_memory: int | None = None,
+        threads: int = 1,
+        level: int = 0,
+    ) -> None:
+        method = _choose(start_method)
+        self._context: Any = multiprocessing.get_context(method)
+        # A forked child has the job in its memory; nothing of it need travel.
+        self._job = job if method == "fork" else _travelling(job)
+        self._workers = workers
+        self._timeout = timeout
+        self._most = max_tasks_per_worker
+        self._options = (max_memory, threads, level)
+        self._threads = threads
+        #: By slot: the item under way, and since when.
+        self._slots = self._context.RawArray("d", 2 * workers)
+        self._members: list[_Member] = []
+        self._free = list(range(workers))
+        self._stillborn = 0
+        _engines.add(self)
+
+    def room(self, cheap: bool) -> int:
+        deep = 2 if cheap else 1
+        idle = sum(max(0, deep - len(member.tasks)) for member in self._members)
+        return idle + deep * (self._workers - len(self._members))
+
+    def submit(self, task: Task, *, unsure: bool) -> None:
+        idle = [member for member in self._members if not member.tasks]
+        if idle:
+            member = idle[0]
+        elif self._free:
+            member = self._start()
+        else:
+            member = min(self._members, key=lambda member: len(member.tasks))
+        data = _pickled(task, unsure)
+        if member.tasks and (member.unsent or len(data) > _PIPED):
+            # Sending it would wait until the worker has done what it has.
+            member.unsent.append(data)
+        else:
+            _send(member, data)
+        member.tasks.append(task)
+
+    def _start(self) -> _Member:
+        ours, theirs = self._context.Pipe()
+        slot = self._free.pop(0)
+        self._slots[2 * slot] = -1
+        process = self._context.Process(target=_main, args=(self._job, theirs, self._slots, slot, *self._options))
+        with guard.thread_limits(self._threads):
+            process.start()
+        theirs.close()
+        member = _Member(process, ours, slot)
+        self._members.append(member)
+        return member
+
+    def wait(self, timeout: float) -> list[Event]:
+        if self._timeout is not None:
+            timeout = min(timeout, self._timeout / 4)
+            self._end_late()
+        by_source = {source: member for member in self._members for source in (member.pipe, member.process.sentinel)}
+        events: list[Event] = []
+        for source in wait(list(by_source), timeout):
+            member = by_source[source]
+            if member in self._members and (not self._receive(member, events) or source is not member.pipe):
+                self._bury(member, events)
+        return events
+
+    def _receive(self, member: _Member, events: list[Event]) -> bool:
+        """Take what a worker has said; return whether it can say more."""
+        try:
+            while member.pipe.poll():
+                said = pickle.loads(member.pipe.recv_bytes())
+                if isinstance(said, Failure):
+                    raise WorkerDiedError(f"a worker could not begin: {said!r}") from said.exception
+                task = member.tasks.popleft()
+                events.append(Event(task, said))
+                member.done += said.done
+                if self._most is not None and member.done >= self._most and not member.tasks:
+                    self._retire(member)
+                    return True
+                if member.unsent:
+                    _send(member, member.unsent.popleft())
+        except (EOFError, ConnectionResetError):
+            return False
+        return True
+
+    def _retire(self, member: _Member) -> None:
+        _send(member, b"")
+        self._leave(member)
+
+    def _leave(self, member: _Member) -> None:
+        member.process.join(_GRACE)
+        if member.process.is_alive():
+            member.process.kill()
+            member.process.join()
+        member.pipe.close()
+        self._members.remove(member)
+        self._free.append(member.slot)
+
+    def _bury(self, member: _Member, events: list[Event]) -> None:
+        at = int(self._slots[2 * member.slot])
+        self._leave(member)
+        code = member.process.exitcode
+        if at < 0 and not member.done:
+            self._stillborn += 1
+            if code is None or code >= 0 or self._stillborn > _STILLBORN:
+                raise WorkerDiedError(
+                    f"a worker process {_how(code)} before it did anything; if it could not import the script, its "
+                    f"error stands above: is what begins this work under  if __name__ == '__main__': ?"
+                )
+        error = member.ended or WorkerDiedError(f"its worker {_how(code)}")
+        for number, task in enumerate(member.tasks):
+            events.append(Event(task, None, error, -1 if number else at))
+
+    def _end_late(self) -> None:
+        now = time.monotonic()
+        for member in self._members:
+            place, since = self._slots[2 * member.slot], self._slots[2 * member.slot + 1]
+            if place >= 0 and member.tasks and now - since > self._timeout and member.ended is None:
+                member.ended = ItemTimeoutError(f"it took longer than {self._timeout} s, and its worker was ended")
+                member.process.kill()
+
+    def under_way(self) -> int:
+        return sum(max(0, int(self._slots[2 * member.slot])) for member in self._members if member.tasks)
+
+    def close(self, *, now: bool) -> None:
+        for member in self._members:
+            if now:
+                member.process.terminate()
+            else:
+                _send(member, b"")
+        end = time.monotonic() + _GRACE
+        for member in tuple(self._members):
+            member.process.join(max(0, end - time.monotonic()))
+            self._leave(member)
+        _engines.discard(self)
+
+
+def _travelling(job: Job) -> bytes:
+    # A process of this machine imports the script, so that what it defines is found there by its name.
+    try:
+        return pickle.dumps(job, 5)
+    except Exception:  # noqa: BLE001 - whatever it is, it is to travel by its code then
+        return packed(job)
+
+
+def _pickled(task: Task, unsure: bool) -> bytes:
+    try:
+        return pickle.dumps((task.items, unsure), 5)
+    except Exception as err:
+        raise EncodeError(f"an item can't travel to a worker ({type(err).__name__}: {err}); give its name") from err
+
+
+def _send(member: _Member, data: bytes) -> None:
+    try:
+        member.pipe.send_bytes(data)
+    except (BrokenPipeError, ConnectionResetError):
+        # It has died, as wait() will find out.
         return
-    context = multiprocessing.get_context(_choose(start_method))
-    if context.get_start_method() != "fork":
-        _check_travels(worker)
-    done = context.Value("Q", 0)
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(worker, done, os.getpid()))
-    finished = False
-    try:
-        yield from _feed(pool, iter(chunks), 2 * workers, done, told)
-        finished = True
-    except BrokenProcessPool as err:
-        raise WorkerDiedError(
-            "a worker process died: it was killed, ran out of memory, crashed, or could not import the script (then "
-            "its error stands above; is what begins this work under  if __name__ == '__main__': ?); what was finished "
-            "is kept, and the next run goes on from there"
-        ) from err
-    finally:
-        if not finished:
-            _terminate(pool)
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _check_travels(worker: Worker) -> None:
-    try:
-        PickleCodec().dumps(worker)
-    except EncodeError as err:
-        raise EncodeError(
-            f"the stash can't travel to a new process: {err.__cause__}; define its class and functions at the top of "
-            f"a module, or use start_method='fork'"
-        ) from err
+def _how(code: int | None) -> str:
+    if code is None or code >= 0:
+        return f"ended with exit code {code}"
+    return f"was killed by {signal.Signals(-code).name}" + (" (out of memory?)" if code == -signal.SIGKILL else "")
 
 
-def _feed(
-    pool: ProcessPoolExecutor, chunks: Iterator[Chunk], ahead: int, done: Any, told: Callable[[int], None]
-) -> Iterator[tuple[Chunk, Any]]:
-    running: dict[Future[Any], Chunk] = {}
-    error: BaseException | None = None
-    seen = 0
-    while True:
-        if error is None:
-            running.update((pool.submit(_run, chunk.items), chunk) for chunk in islice(chunks, ahead - len(running)))
-        if not running:
-            break
-        ready, _ = wait(running, timeout=_GLANCE, return_when=FIRST_COMPLETED)
-        seen = _report(done, seen, told)
-        for future in ready:
-            chunk = running.pop(future)
-            if future.cancelled():
-                continue
-            failure = future.exception()
-            if failure is None:
-                yield chunk, future.result()
-            elif error is None:
-                error = failure
-                for other in running:
-                    other.cancel()
-    _report(done, seen, told)
-    if error is not None:
-        raise error
+@atexit.register
+def _close_all() -> None:
+    # Of an iteration that was left off, and never closed: else the interpreter would wait for its workers.
+    for engine in tuple(_engines):
+        engine.close(now=True)
 
 
-def _report(done: Any, seen: int, told: Callable[[int], None]) -> int:
-    now = int(done.value)
-    if now > seen:
-        told(now - seen)
-    return now
-
-
-def _terminate(pool: ProcessPoolExecutor) -> None:
-    # Python 3.14 has ProcessPoolExecutor.terminate_workers(); before, the processes are known to the pool alone.
-    processes = tuple((getattr(pool, "_processes", None) or {}).values())
-    for process in processes:
-        process.terminate()
-    end = time.monotonic() + _GRACE
-    left = {process.sentinel for process in processes}
-    while left and time.monotonic() < end:
-        left.difference_update(wait_for(list(left), timeout=_GRACE))
-    for process in processes:
-        if process.sentinel in left:
-            process.kill()
+# The workers are the parent's, not a child's.
+os.register_at_fork(after_in_child=_engines.clear)
 
 
 # In the child.
 
-_worker: Worker | None = None
-_working = False
+
+class _Stop(BaseException):
+    """The parent wants no more."""
 
 
-def _begin(worker: Worker, done: Any, parent: int) -> None:
-    global _worker
+def _main(
+    job: Job | bytes,
+    pipe: Connection,
+    slots: Any,
+    slot: int,
+    max_memory: int | None,
+    threads: int,
+    level: int,
+) -> None:
     # The parent decides what an interrupt means; it ends its children by SIGTERM.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _stop)
-    threading.Thread(target=_die_with, args=(parent,), name="zpersist-parent-watch", daemon=True).start()
+    guard.die_with_parent()
+    guard.enter_worker()
+    with suppress(_Stop, EOFError):
+        guard.limit_threads(threads)
+        if max_memory is not None:
+            guard.limit_memory(max_memory)
+        job = _arrived(job)
+        job.mark = memoryview(slots).cast("B").cast("d")[2 * slot : 2 * slot + 2]
+        _serve(job, pipe, level)
 
-    def tell(count: int) -> None:
-        with done.get_lock():
-            done.value += count
 
-    worker.start(tell)
-    _worker = worker
+def _arrived(job: Job | bytes) -> Job:
+    if isinstance(job, Job):
+        return job
+    return pickle.loads(job)  # type: ignore[no-any-return]
 
 
 def _stop(number: int, frame: object) -> None:
-    if _working:
-        raise _Stop
-    # Outside of the work this process may wait for a lock of the pool that a killed one will never give back.
-    os._exit(0)
+    raise _Stop
 
 
-def _die_with(parent: int) -> None:
-    watched = multiprocessing.parent_process()
-    if watched is not None:
-        watched.join()
-    os._exit(1)
-
-
-def _run(items: list[Any]) -> Any:
-    if _worker is None:
-        raise WorkerDiedError("the worker process was not set up")
-    global _working
-    try:
-        _working = True
-        outcome = _worker.work(items)
-        _working = False
-    except _Stop:
-        os._exit(0)
-    except BaseException:
-        _working = False
-        raise
-    return outcome
+def _serve(job: Job, pipe: Connection, level: int) -> None:
+    with captured(level) as records:
+        try:
+            job.work.begin(away=True)
+        except Exception as err:  # noqa: BLE001 - the parent is to raise it
+            pipe.send_bytes(pickle.dumps(Failure(err), 5))
+            return
+        while data := pipe.recv_bytes():
+            items, unsure = pickle.loads(data)
+            job.mark[1] = time.monotonic()
+            job.mark[0] = 0
+            report = job.seal(job.do(items, unsure))
+            job.mark[0] = -1
+            pipe.send_bytes(pickle.dumps(report._replace(records=records), 5))
+            records.clear()

@@ -29,7 +29,7 @@ from zpersist.files.atomic import (
     write_file,
 )
 from zpersist.files.envelope import WrongTagError, open_frame, pack, read_file, read_open
-from zpersist.files.locks import KeyLocks, directory_lock
+from zpersist.files.locks import Claims, KeyLocks, directory_lock
 from zpersist.files.paths import as_path
 from zpersist.files.sweep import sweep
 from zpersist.keys import SURELY_PLAIN, check_str_key, from_file_name, is_digested, to_file_name
@@ -307,6 +307,9 @@ class DirectoryStash(Stash[V]):
 
     def _flight(self, name: str, purpose: str = "key") -> AbstractContextManager[None]:
         return self._locks.hold(f"{purpose} {check_str_key(name)}")
+
+    def _claims(self) -> Claims | None:
+        return self._locks.claims("fill")
 
     def _companion(self, purpose: str) -> Stash[Any]:
         return DirectoryStash(f"{self._root}/{_HOUSE}/{purpose}", durability=self.durability)

@@ -18,7 +18,7 @@ from zpersist.codecs import Codec, PickleCodec, check_codec
 from zpersist.errors import StorageError
 from zpersist.files.atomic import make_directory, storage_error
 from zpersist.files.envelope import pack, unpack
-from zpersist.files.locks import KeyLocks, LockHandle
+from zpersist.files.locks import Claims, KeyLocks, LockHandle
 from zpersist.files.paths import as_path
 from zpersist.forklock import ForkLock
 from zpersist.keys import check_str_key
@@ -294,6 +294,9 @@ class ShelveStash(CloseableStash[V]):
 
     def _flight(self, name: str, purpose: str = "key") -> AbstractContextManager[None]:
         return self._locks.hold(f"{purpose} {check_str_key(name)}")
+
+    def _claims(self) -> Claims | None:
+        return self._locks.claims("fill")
 
     def _companion(self, purpose: str) -> Stash[Any]:
         return ShelveStash(f"{self._file}.{purpose}", timeout=self.timeout)

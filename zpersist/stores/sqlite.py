@@ -16,7 +16,7 @@ from zpersist.codecs import Codec, PickleCodec, check_codec
 from zpersist.errors import CorruptValueError, InvalidArgumentError
 from zpersist.files.atomic import Durability, check_durability
 from zpersist.files.envelope import pack, unpack
-from zpersist.files.locks import KeyLocks
+from zpersist.files.locks import Claims, KeyLocks
 from zpersist.files.paths import as_path
 from zpersist.keys import check_str_key
 from zpersist.stash import MISSING, CloseableStash, Missing, Stash, check_limit, native, pairs_of
@@ -278,6 +278,9 @@ class SqliteStash(CloseableStash[V]):
 
     def _beside(self, purpose: str) -> str:
         return f"{self.table}__{purpose}"
+
+    def _claims(self) -> Claims | None:
+        return self._locks.claims(f"{self.table}:fill")
 
     def _companion(self, purpose: str) -> Stash[Any]:
         with self._db.lock:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from attrs import define, field
 
 from zpersist.errors import InvalidDelegateError
 from zpersist.stash import CloseableStash, Missing, ReadOnlyStash, Stash, native
 from zpersist.stores.noop import NoopStash
+
+if TYPE_CHECKING:
+    from zpersist.files.locks import Claims
 
 __all__ = ["DelegateDefaults", "DelegateStash", "ReadOnlyDelegateStash", "check_stash"]
 
@@ -166,6 +169,9 @@ class DelegateStash(CloseableStash[V]):
 
     def _outdated(self) -> None:
         self.delegate._outdated()
+
+    def _claims(self) -> Claims | None:
+        return self.delegate._claims()
 
     def _companion(self, purpose: str) -> Stash[Any]:
         return self.delegate._companion(purpose)

@@ -218,6 +218,11 @@ class Completion:
         state = self.journal.get("state")
         return state == "finished empty" or (bool(self._stash) and state in (None, "finished"))
 
+    @property
+    def begun(self) -> bool:
+        """Whether somebody has said that there may be some data, and not all of it."""
+        return self.journal.get("state") == "begun"
+
     def begin(self) -> None:
         """Say that there may be some data, and not all of it."""
         if not self._stash:

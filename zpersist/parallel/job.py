@@ -1,0 +1,298 @@
+"""What a worker is told to do, and how it does it: alike in a process of ours, on a cluster, and in this process."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, suppress
+from time import monotonic as now
+from typing import Any, Literal, NamedTuple, Protocol, get_args
+
+from attrs import define, field
+
+from zpersist.codecs import PickleCodec
+from zpersist.errors import EncodeError, InvalidArgumentError
+from zpersist.failure import Failure
+from zpersist.stash import Stash
+
+__all__ = ["Job", "OnError", "Report", "Work", "check_on_error"]
+
+#: What to do about an item that raises: stop and raise, leave it out, or keep a Failure as its value.
+OnError = Literal["raise", "skip", "store"]
+
+#: Pairs are written when there are so many of them, or so many seconds after the last time.
+_BATCH, _PAUSE = 64, 0.005
+
+
+def check_on_error(stash: object, attribute: object, value: object) -> None:
+    """Raise unless ``value`` is one of :data:`OnError` (a validator for attrs)."""
+    if value not in get_args(OnError):
+        raise InvalidArgumentError(f"on_error must be 'raise', 'skip' or 'store', not {value!r}")
+
+
+class Work(AbstractContextManager[None], Protocol):
+    """Turns items into pairs; entered while it does."""
+
+    #: What it is called in errors.
+    label: str
+    #: Whether each item gives its own pair, so that one may stop after any item.
+    divisible: bool
+
+    def begin(self, *, away: bool) -> None:
+        """Begin in a worker; ``away``: not where the parent is."""
+
+    def process(self, items: Iterable[Any]) -> Iterable[tuple[str, Any]] | None:
+        """Yield keys and values; what is divisible gets an iterator, and takes an item when it needs it."""
+
+    def key_of(self, item: Any) -> str:
+        """Return the key of an item, as far as it is known; at least something to name it by."""
+
+
+class Report(NamedTuple):
+    """What is to be said about items that a worker was given."""
+
+    #: How many are done; the others are to be given out again.
+    done: int
+    seconds: float
+    #: By the place among the items: what raised.
+    failures: dict[int, Failure]
+    #: What raised and is no fault of an item: nothing more can be done.
+    fatal: Failure | None
+    #: What the parent has to keep; of what is kept already just the keys, if they are wanted.
+    pairs: list[tuple[str, Any]]
+    #: The place among the items that each pair comes from.
+    places: list[int] = []  # noqa: RUF012 - never changed
+    records: list[logging.LogRecord] = []  # noqa: RUF012
+    #: The pairs as bytes, on their way to the parent.
+    sealed: bytes = b""
+
+
+@define
+class Job:
+    """All that a worker needs to know; travels once to each.
+
+    Parameters
+    ----------
+    work :
+        Turns items into pairs.
+    delegate :
+        Where a worker keeps the pairs; ``None``: it sends them to the parent.
+    on_error :
+        What to do about an item that raises.
+    failures :
+        Where a worker keeps what failed; ``None``: it tells the parent alone.
+    wants_keys :
+        Whether the parent wants the keys of what was kept.
+    budget :
+        The seconds after which a worker reports, if the work is divisible.
+    """
+
+    work: Work
+    delegate: Stash[Any] | None
+    on_error: OnError
+    failures: Stash[Any] | None = None
+    wants_keys: bool = False
+    budget: float = 0.05
+    #: Where a worker says which item is under way, and since when.
+    mark: MutableSequence[float] = field(factory=lambda: [-1.0, 0.0], repr=False)
+
+    def do(self, items: list[Any], unsure: bool) -> Report:
+        """Do as many of the items as the budget allows, at least one.
+
+        Parameters
+        ----------
+        items :
+            The items.
+        unsure :
+            Whether some may have been done by others, and are to be left out then.
+        """
+        with self.work:
+            return _Doing(self, items, unsure).report()
+
+    def seal(self, report: Report) -> Report:
+        """Return a report that can travel: a value that can't be pickled is the failure of its item."""
+        if self.delegate is not None:
+            return report
+        codec = PickleCodec()
+        with suppress(EncodeError):
+            return report._replace(pairs=[], places=[], sealed=codec.dumps(report.pairs))
+        failures, good = dict(report.failures), []
+        for place, (key, value) in zip(report.places, report.pairs, strict=True):
+            try:
+                codec.dumps((key, value))
+            except EncodeError as err:
+                err.add_note(f"while {self.work.label} sent {key!r}")
+                failure = Failure(err, thrower=f"key {key!r}")
+                if self.on_error == "raise" or place < 0:
+                    return report._replace(done=0, fatal=failure, pairs=[], places=[])
+                failures[place] = failure
+                value = failure
+                if self.on_error == "skip":
+                    continue
+            good.append((key, value))
+        return report._replace(failures=failures, pairs=[], places=[], sealed=codec.dumps(good))
+
+
+class _Doing:
+    """One list of items, on its way from items to kept pairs."""
+
+    def __init__(self, job: Job, items: list[Any], unsure: bool) -> None:
+        self.job = job
+        self.items = items
+        self.unsure = unsure and job.delegate is not None
+        #: The item under way.
+        self.place = -1
+        self.began = now()
+        self.end = self.began + job.budget
+        #: When what was made is to be kept.
+        self.keep_at = self.began + _PAUSE
+        self.is_due = False
+        self.batch: list[tuple[str, Any]] = []
+        self.batch_places: list[int] = []
+        self.failures: dict[int, Failure] = {}
+        self.pairs: list[tuple[str, Any]] = []
+        self.pair_places: list[int] = []
+
+    def report(self) -> Report:
+        fatal = None
+        try:
+            done = self._divisible() if self.job.work.divisible else self._whole()
+            self._keep()
+        except _Fatal as err:
+            done, fatal = 0, Failure(err.__cause__)
+        except BaseException:
+            # An interrupt: what was made is kept.
+            self._keep()
+            raise
+        return Report(done, now() - self.began, self.failures, fatal, self.pairs, self.pair_places)
+
+    def _divisible(self) -> int:
+        job, count = self.job, len(self.items)
+        while True:
+            try:
+                self._collect(job.work.process(self._feed()))
+            except _Fatal:
+                raise
+            except Exception as err:
+                if self.place < 0:
+                    raise _Fatal from err
+                self._failed(self.place, err)
+                if job.on_error == "raise":
+                    return self.place
+                if now() < self.end:
+                    continue
+            return min(self.place + 1, count)
+
+    def _feed(self) -> Iterator[Any]:
+        items, mark, unsure, end = self.items, self.job.mark, self.unsure, self.end
+        for place in range(self.place + 1, len(items)):
+            time = now()
+            if time >= self.keep_at:
+                self.is_due = True
+                if time >= end and place:
+                    return
+            mark[1] = time
+            mark[0] = self.place = place
+            if not (unsure and self._is_there(items[place])):
+                yield items[place]
+
+    def _is_there(self, item: Any) -> bool:
+        delegate = self.job.delegate
+        try:
+            return delegate is not None and delegate.exists(self.job.work.key_of(item))
+        except Exception as err:
+            raise _Fatal from err
+
+    def _whole(self) -> int:
+        single = len(self.items) == 1
+        self.job.mark[1] = now()
+        try:
+            self._collect(self._marked(self.job.work.process(self.items)))
+        except _Fatal:
+            raise
+        except Exception as err:  # noqa: BLE001 - whatever it is, on_error says what becomes of it
+            self._failed(0 if single else -1, err)
+            return int(single and self.job.on_error != "raise")
+        return len(self.items)
+
+    def _marked(self, pairs: Iterable[tuple[str, Any]] | None) -> Iterable[tuple[str, Any]] | None:
+        if not isinstance(pairs, Iterable):
+            return pairs
+        return self._marking(pairs)
+
+    def _marking(self, pairs: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+        mark, last = self.job.mark, len(self.items) - 1
+        for number, pair in enumerate(pairs, 1):
+            time = now()
+            self.is_due = time >= self.keep_at
+            mark[1] = time
+            mark[0] = min(number, last)
+            yield pair
+
+    def _failed(self, place: int, err: BaseException) -> None:
+        if place < 0:
+            self.failures[place] = Failure(err)
+            return
+        key = self.job.work.key_of(self.items[place])
+        err.add_note(f"while {self.job.work.label} made {key!r}")
+        self.failures[place] = failure = Failure(err, thrower=f"key {key!r}")
+        if self.job.on_error == "raise":
+            return
+        if self.job.failures is not None:
+            # First: a run that is cut short knows what has failed.
+            try:
+                self.job.failures.dump(key, failure)
+            except Exception as trouble:
+                raise _Fatal from trouble
+        if self.job.on_error == "store":
+            self._collect([(key, failure)])
+
+    def _collect(self, pairs: Iterable[tuple[str, Any]] | None) -> None:
+        label = self.job.work.label
+        if not isinstance(pairs, Iterable):
+            raise InvalidArgumentError(f"{label}._process must yield (key, value) pairs, it returned {pairs!r}")
+        sends = self.job.delegate is None
+        for pair in pairs:
+            if not isinstance(pair, tuple) or len(pair) != 2:
+                raise InvalidArgumentError(f"{label}._process must yield (key, value) pairs, not {pair!r}")
+            if sends:
+                self.pairs.append(pair)
+                self.pair_places.append(self.place)
+                continue
+            self.batch.append(pair)
+            self.batch_places.append(self.place)
+            if self.is_due or len(self.batch) >= _BATCH:
+                self._keep()
+
+    def _keep(self) -> None:
+        batch, places = self.batch, self.batch_places
+        self.batch, self.batch_places = [], []
+        delegate = self.job.delegate
+        if not batch or delegate is None:
+            return
+        try:
+            try:
+                delegate.dump_many(batch)
+            except EncodeError:
+                self._keep_one_by_one(delegate, batch, places)
+        except Exception as err:
+            raise _Fatal from err
+        if self.job.wants_keys:
+            self.pairs.extend((key, None) for key, _ in batch)
+        self.is_due = False
+        self.keep_at = now() + _PAUSE
+
+    def _keep_one_by_one(self, delegate: Stash[Any], batch: list[tuple[str, Any]], places: list[int]) -> None:
+        for place, (key, value) in zip(places, batch, strict=True):
+            try:
+                delegate.dump(key, value)
+            except EncodeError as err:
+                if self.job.on_error == "raise" or place < 0:
+                    raise
+                self.failures[place] = failure = Failure(err, thrower=f"key {key!r}")
+                if self.job.on_error == "store":
+                    delegate.dump(key, failure)
+
+
+class _Fatal(Exception):  # noqa: N818 - a signal, not an error
+    """Not the fault of an item; the cause says what it is."""

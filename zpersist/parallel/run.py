@@ -1,0 +1,246 @@
+"""From an input to kept values, whatever happens on the way: the loop between schedule and engine."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import time
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+from attrs import define, field
+
+from zpersist.errors import ItemTimeoutError, WorkerDiedError
+from zpersist.failure import Failure
+from zpersist.parallel.engine import Engine, Event
+from zpersist.parallel.intake import Intake
+from zpersist.parallel.job import Job, Report
+from zpersist.parallel.logs import replay
+from zpersist.parallel.progress import Progress
+from zpersist.parallel.schedule import Schedule, Task
+from zpersist.stash import Stash
+
+__all__ = ["Run", "Summary"]
+
+logger = logging.getLogger(__name__)
+
+#: Seconds between two looks at how far the workers are.
+_GLANCE = 0.1
+
+#: Of items that take less, one more chunk waits at each worker; in seconds for a chunk.
+_CHEAP = 0.02
+
+
+@define
+class Summary:
+    """What a run of filling a stash did.
+
+    Parameters
+    ----------
+    done :
+        How many items were made and kept.
+    there :
+        How many were there already.
+    failures :
+        What failed, by key.
+    deaths :
+        How many times items were lost because a worker died.
+    seconds :
+        How long it took.
+    """
+
+    done: int = 0
+    there: int = 0
+    failures: dict[str, Failure] = field(factory=dict)
+    deaths: int = 0
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        parts = [f"{self.done} items in {self.seconds:.1f} s"]
+        if self.there:
+            parts.append(f"{self.there} were there")
+        if self.failures:
+            parts.append(f"{len(self.failures)} failed")
+        if self.deaths:
+            parts.append(f"{self.deaths} deaths of workers")
+        return ", ".join(parts)
+
+
+class _RemoteTraceback(Exception):  # noqa: N818 - shown as a cause
+    """What a worker printed."""
+
+    def __str__(self) -> str:
+        return f'\n"""\n{self.args[0]}"""'
+
+
+def raise_again(failure: Failure) -> NoReturn:
+    """Raise what a worker raised, with its traceback."""
+    error = failure.exception
+    if error.__traceback__ is None:
+        raise error from _RemoteTraceback(failure.traceback_str)
+    raise error
+
+
+class Run:
+    """One run: gives tasks to an engine until all items are settled; an iterator over what was done.
+
+    Parameters
+    ----------
+    job :
+        What the workers do.
+    engine :
+        Where they are; closed by the end of the iteration.
+    schedule, intake :
+        What is to be done.
+    delegate :
+        Where the parent keeps what workers send back.
+    retries :
+        How many times an item is tried that kills its worker.
+    progress, summary :
+        What is told of all that.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        engine: Engine,
+        schedule: Schedule,
+        intake: Intake,
+        delegate: Stash[Any],
+        *,
+        retries: int,
+        progress: Progress,
+        summary: Summary,
+    ) -> None:
+        self._job = job
+        self._engine = engine
+        self._schedule = schedule
+        self._intake = intake
+        self._delegate = delegate
+        self._retries = retries
+        self._progress = progress
+        self._summary = summary
+        self._under_way = 0
+        self._alone = False
+        self._error: Failure | None = None
+        self._poison: list[str] = []
+
+    def __iter__(self) -> Iterator[tuple[Task, Report]]:
+        """Yield what is settled, with what its worker said: it is done, or as good as given up (then ``done`` is 0)."""
+        finished = False
+        began = time.monotonic()
+        try:
+            yield from self._tasks()
+            finished = True
+        except KeyboardInterrupt as err:
+            err.add_note("what was finished is kept: the next run goes on from there")
+            raise
+        finally:
+            self._summary.seconds += time.monotonic() - began
+            self._engine.close(now=not finished)
+        if self._error is not None:
+            raise_again(self._error)
+        if self._poison:
+            raise WorkerDiedError(
+                f"{', '.join(self._poison)}; all others are done.  It may need too much memory; "
+                f"on_error='store' or 'skip' goes on without it"
+            )
+
+    def _tasks(self) -> Iterator[tuple[Task, Report]]:
+        while True:
+            self._give_out()
+            if not self._under_way:
+                return
+            for event in self._engine.wait(_GLANCE):
+                self._under_way -= 1
+                self._alone = False
+                if event.report is None:
+                    yield from self._lost(event)
+                else:
+                    yield from self._reported(event.task, event.report)
+            self._show()
+
+    def _show(self) -> None:
+        summary = self._summary
+        self._progress.show(summary.done + len(summary.failures) + self._engine.under_way(), len(summary.failures))
+
+    def _give_out(self) -> None:
+        schedule, engine = self._schedule, self._engine
+        while self._error is None and not self._alone:
+            cheap = schedule.cost is not None and schedule.expected() < _CHEAP
+            if engine.room(cheap) <= 0:
+                return
+            task = schedule.next(idle=not self._under_way, isolated=engine.isolates)
+            if task is None:
+                return
+            # Of suspects an engine does not isolate, no other task may share the fate.
+            self._alone = task.suspect and not engine.isolates
+            engine.submit(task, unsure=task.unsure)
+            self._under_way += 1
+
+    def _reported(self, task: Task, report: Report) -> Iterator[tuple[Task, Report]]:
+        replay(report.records)
+        if self._job.delegate is None:
+            self._delegate.dump_many(pickle.loads(report.sealed) if report.sealed else report.pairs)
+        self._delegate._outdated()
+        self._schedule.learn(report.done, report.seconds)
+        if report.fatal is not None:
+            self._error = self._error or report.fatal
+            return
+        for place, failure in report.failures.items():
+            if self._job.on_error == "raise":
+                self._error = self._error or failure
+            elif place < 0:
+                # Which of many items it was, is found out one by one.
+                for i in range(len(task.items)):
+                    self._schedule.again(task.cut(i, i + 1))
+                return
+            else:
+                self._failed(task.cut(place, place + 1), failure)
+        if report.done:
+            self._summary.done += report.done - len(report.failures)
+            settled = {place: failure for place, failure in report.failures.items() if place < report.done}
+            yield task.cut(0, report.done), report._replace(failures=settled)
+            self._intake.settled(task.places[: report.done])
+        if self._error is None:
+            self._schedule.again(task.cut(report.done))
+
+    def _failed(self, task: Task, failure: Failure) -> None:
+        self._summary.failures[self._job.work.key_of(task.items[0])] = failure
+
+    def _lost(self, event: Event) -> Iterator[tuple[Task, Report]]:
+        task, at, error = event.task, event.at, event.error
+        if at is not None and at < 0:
+            self._schedule.again(task)
+            return
+        self._summary.deaths += 1
+        logger.warning("%s items were lost: %s", len(task.items), error)
+        if at is not None and self._job.work.divisible:
+            # What was done before may have been kept, or not yet.
+            self._schedule.again(task.cut(0, at)._replace(unsure=True))
+            self._schedule.again(task.cut(at + 1))
+            task = task.cut(at, at + 1)
+        single = len(task.items) == 1
+        if single and (isinstance(error, ItemTimeoutError) or task.deaths + 1 >= self._retries):
+            yield from self._settle_poison(task, error)
+        else:
+            self._schedule.suspect(task)
+
+    def _settle_poison(self, task: Task, error: BaseException | None) -> Iterator[tuple[Task, Report]]:
+        key = self._job.work.key_of(task.items[0])
+        if isinstance(error, ItemTimeoutError):
+            poison: WorkerDiedError = ItemTimeoutError(f"{key!r}: {error}")
+        else:
+            poison = WorkerDiedError(f"{key!r} killed its worker {task.deaths + 1} times (the last time {error})")
+        failure = Failure(poison, thrower=f"key {key!r}")
+        if self._job.on_error == "raise":
+            self._poison.append(str(poison))
+            yield task, Report(0, 0.0, {}, None, [])
+            self._intake.settled(task.places)
+            return
+        if self._job.on_error == "store":
+            self._delegate.dump(key, failure)
+            self._delegate._outdated()
+        self._failed(task, failure)
+        yield task, Report(1, 0.0, {0: failure}, None, [])
+        self._intake.settled(task.places)
