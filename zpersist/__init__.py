@@ -94,7 +94,9 @@ if TYPE_CHECKING:
     from zpersist.parallel.factory import (
         MultiProcessRobustStash as MultiProcessRobustStash,
     )
+    from zpersist.parallel.fill import fill as fill
     from zpersist.parallel.multiprocess import MultiProcessStash as MultiProcessStash
+    from zpersist.parallel.run import Summary as Summary
     from zpersist.stash import (
         CloseableStash as CloseableStash,
     )
@@ -248,6 +250,7 @@ __all__ = [
     "SqliteStash",
     "Stash",
     "StorageError",
+    "Summary",
     "UnionStash",
     "UnsupportedOperationError",
     "WorkNameError",
@@ -258,6 +261,7 @@ __all__ = [
     "chunks",
     "dealloc",
     "dealloc_recursive",
+    "fill",
     "normalize_path",
     "normalize_text",
     "persisted",
@@ -282,7 +286,9 @@ _HOMES = {
     ),
     "failure": "Failure",
     "parallel.factory": "MultiProcessDefaultStash MultiProcessFactoryStash MultiProcessRobustStash",
+    "parallel.fill": "fill",
     "parallel.multiprocess": "MultiProcessStash",
+    "parallel.run": "Summary",
     "stash": "CloseableStash ReadOnlyStash Stash",
     "stores.composite": "DirectoryCompositeStash",
     "stores.directory": "DirectoryStash",

@@ -111,6 +111,9 @@ class Stash(ABC, Generic[V]):
     #: Whether what is dumped here outlives the process.
     durable: bool = False
 
+    # Whether many values at once cost less than one after the other.
+    _batches: bool = False
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         _pair_load_and_fetch(cls)

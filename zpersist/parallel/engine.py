@@ -65,6 +65,8 @@ class SerialEngine(Engine):
     def __init__(self, job: Job) -> None:
         self._job = job
         self._task: tuple[Task, bool] | None = None
+        # It is where the parent is.
+        job.probe = None
         job.work.begin(away=False)
 
     def room(self, cheap: bool) -> int:
@@ -126,7 +128,7 @@ class _Call(NamedTuple):
                     guard.enter_worker()
                     guard.limit_threads(self.threads)
                 job = pickle.loads(payload)
-                job.work.begin(away=True)
+                job.begin()
                 _jobs[self.token] = job
                 while len(_jobs) > 2:
                     _jobs.popitem(last=False)
@@ -208,4 +210,4 @@ class ExecutorEngine(Engine):
         for future in self._running:
             future.cancel()
         if self._make is not None:
-            self._executor.shutdown(wait=not now, cancel_futures=True)
+            self._executor.shutdown(wait=not now)

@@ -47,7 +47,7 @@ class _FunctionStash(KeyedStash[V]):
 
     def __getstate__(self) -> dict[str, object]:
         # The items come one by one.
-        return self.__dict__ | {"data": ()}
+        return super().__getstate__() | {"data": ()}
 
 
 def fill(

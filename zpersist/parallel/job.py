@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, MutableSequence
 from contextlib import AbstractContextManager, suppress
 from time import monotonic as now
 from typing import Any, Literal, NamedTuple, Protocol, get_args
@@ -20,7 +20,7 @@ __all__ = ["Job", "OnError", "Report", "Work", "check_on_error"]
 #: What to do about an item that raises: stop and raise, leave it out, or keep a Failure as its value.
 OnError = Literal["raise", "skip", "store"]
 
-#: Pairs are written when there are so many of them, or so many seconds after the last time.
+#: Where that costs less, so many pairs are written at once, or what there is so many seconds after the last time.
 _BATCH, _PAUSE = 64, 0.005
 
 
@@ -81,6 +81,8 @@ class Job:
         What to do about an item that raises.
     failures :
         Where a worker keeps what failed; ``None``: it tells the parent alone.
+    probe :
+        A stash at the delegate's place and a key: a worker writes there first, so that the parent sees that it can.
     wants_keys :
         Whether the parent wants the keys of what was kept.
     budget :
@@ -91,10 +93,18 @@ class Job:
     delegate: Stash[Any] | None
     on_error: OnError
     failures: Stash[Any] | None = None
+    probe: tuple[Stash[Any], str] | None = None
     wants_keys: bool = False
     budget: float = 0.05
     #: Where a worker says which item is under way, and since when.
-    mark: MutableSequence[float] = field(factory=lambda: [-1.0, 0.0], repr=False)
+    mark: MutableSequence[float] | memoryview[float] = field(factory=lambda: [-1.0, 0.0], repr=False)
+
+    def begin(self) -> None:
+        """Begin in a worker that is not where the parent is."""
+        self.work.begin(away=True)
+        if self.probe is not None:
+            stash, key = self.probe
+            stash.dump(key, key)
 
     def do(self, items: list[Any], unsure: bool) -> Report:
         """Do as many of the items as the budget allows, at least one.
@@ -147,6 +157,7 @@ class _Doing:
         #: When what was made is to be kept.
         self.keep_at = self.began + _PAUSE
         self.is_due = False
+        self.most = _BATCH if job.delegate is not None and job.delegate._batches else 1
         self.batch: list[tuple[str, Any]] = []
         self.batch_places: list[int] = []
         self.failures: dict[int, Failure] = {}
@@ -261,7 +272,7 @@ class _Doing:
                 continue
             self.batch.append(pair)
             self.batch_places.append(self.place)
-            if self.is_due or len(self.batch) >= _BATCH:
+            if self.is_due or len(self.batch) >= self.most:
                 self._keep()
 
     def _keep(self) -> None:

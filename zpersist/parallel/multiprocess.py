@@ -11,6 +11,7 @@ from contextlib import closing
 from threading import get_ident
 from types import TracebackType
 from typing import Any, ClassVar, Literal, TypeVar
+from uuid import uuid4
 
 from attrs import define, field
 
@@ -233,6 +234,10 @@ class MultiProcessStash(PrimablePreemptiveStash[V]):
             for _ in self._filling():
                 pass
 
+    def __getstate__(self) -> dict[str, object]:
+        # Its workers need no executor.
+        return self.__dict__ | {"executor": None, "_worker": None}
+
     # filling
 
     def _filling(self, *, wants_keys: bool = False, order: InputOrder | None = None) -> Iterator[list[str]]:
@@ -291,6 +296,7 @@ class MultiProcessStash(PrimablePreemptiveStash[V]):
             self.delegate if shared else None,
             self.on_error,
             failures=failures if shared and failures.shared else None,
+            probe=(self._beside(), f"probe-{uuid4().hex}") if shared else None,
             wants_keys=wants_keys,
         )
         failed_before = set(failures.keys())
@@ -308,27 +314,32 @@ class MultiProcessStash(PrimablePreemptiveStash[V]):
                 yield task, report
         logger.info("%s: %s", type(self).__name__, summary)
 
+    def _beside(self) -> Stash[Any]:
+        try:
+            return self.delegate._companion("journal")
+        except UnsupportedOperationError:
+            return self.delegate
+
     def _engine(self, job: Job, workers: int) -> Engine:
         level = logging.getLogger().getEffectiveLevel()
         threads = self.threads or max(1, available_cores() // workers)
+        limits: dict[str, Any] = {
+            "timeout": self.timeout,
+            "max_tasks_per_worker": self.max_tasks_per_worker,
+            "max_memory": self.max_memory,
+        }
+        limited = [name for name, limit in limits.items() if limit is not None]
         if self.executor is not None:
+            if limited:
+                raise InvalidArgumentError(f"{limited[0]} is for processes of this machine: let the executor see to it")
             return ExecutorEngine(job, self.executor, workers=workers, level=level, threads=threads)
         if in_worker():
             if workers > 1:
                 logger.info("%s works in one process, for it runs in a worker already", type(self).__name__)
             return SerialEngine(job)
-        if workers == 1 and (self.timeout, self.max_tasks_per_worker, self.max_memory) == (None, None, None):
+        if workers == 1 and not limited:
             return SerialEngine(job)
-        return PoolEngine(
-            job,
-            workers=workers,
-            start_method=self.start_method,
-            timeout=self.timeout,
-            max_tasks_per_worker=self.max_tasks_per_worker,
-            max_memory=self.max_memory,
-            threads=threads,
-            level=level,
-        )
+        return PoolEngine(job, workers=workers, start_method=self.start_method, threads=threads, level=level, **limits)
 
     def _worker_count(self) -> int:
         workers, cores = self.workers, available_cores()
@@ -344,14 +355,14 @@ class MultiProcessStash(PrimablePreemptiveStash[V]):
         return dict(companion_of(self.delegate, "failures").items())
 
     def retry_failures(self) -> set[str]:
-        """Try again what failed, and only that.
+        """Try again what failed, and make what else is missing.
 
         Returns
         -------
         set
             The keys that were tried.
         """
-        failed = set(self.failures())
+        failed = set(companion_of(self.delegate, "failures").keys())
         self._forget(failed)
         self._reset_has_data()
         self.prime()

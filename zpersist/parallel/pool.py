@@ -34,8 +34,8 @@ __all__ = ["PoolEngine", "check_start_method"]
 #: Seconds a worker that is told to end has to do so, before it is killed.
 _GRACE = 1.0
 
-#: How many workers may be killed before they have begun anything.
-_STILLBORN = 5
+#: How many workers, one after the other, may be killed before they have begun anything.
+_STILLBORN = 100
 
 #: The largest task that may wait in the pipe of a busy worker, in bytes: sending it must not block.
 _PIPED = 1 << 14
@@ -129,7 +129,7 @@ class PoolEngine(Engine):
         _engines.add(self)
 
     def room(self, cheap: bool) -> int:
-        deep = 2 if cheap else 1
+        deep = 2 if cheap and self._most is None else 1
         idle = sum(max(0, deep - len(member.tasks)) for member in self._members)
         return idle + deep * (self._workers - len(self._members))
 
@@ -180,6 +180,7 @@ class PoolEngine(Engine):
                 said = pickle.loads(member.pipe.recv_bytes())
                 if isinstance(said, Failure):
                     raise WorkerDiedError(f"a worker could not begin: {said!r}") from said.exception
+                self._stillborn = 0
                 task = member.tasks.popleft()
                 events.append(Event(task, said))
                 member.done += said.done
@@ -196,7 +197,8 @@ class PoolEngine(Engine):
         _send(member, b"")
         self._leave(member)
 
-    def _leave(self, member: _Member) -> None:
+    def _leave(self, member: _Member) -> int | None:
+        """Wait for the end of a worker, and return its exit code."""
         member.process.join(_GRACE)
         if member.process.is_alive():
             member.process.kill()
@@ -204,11 +206,13 @@ class PoolEngine(Engine):
         member.pipe.close()
         self._members.remove(member)
         self._free.append(member.slot)
+        code: int | None = member.process.exitcode
+        member.process.close()
+        return code
 
     def _bury(self, member: _Member, events: list[Event]) -> None:
         at = int(self._slots[2 * member.slot])
-        self._leave(member)
-        code = member.process.exitcode
+        code = self._leave(member)
         if at < 0 and not member.done:
             self._stillborn += 1
             if code is None or code >= 0 or self._stillborn > _STILLBORN:
@@ -301,11 +305,11 @@ def _main(
     level: int,
 ) -> None:
     # The parent decides what an interrupt means; it ends its children by SIGTERM.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _stop)
-    guard.die_with_parent()
-    guard.enter_worker()
     with suppress(_Stop, EOFError):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, _stop)
+        guard.die_with_parent()
+        guard.enter_worker()
         guard.limit_threads(threads)
         if max_memory is not None:
             guard.limit_memory(max_memory)
@@ -327,7 +331,7 @@ def _stop(number: int, frame: object) -> None:
 def _serve(job: Job, pipe: Connection, level: int) -> None:
     with captured(level) as records:
         try:
-            job.work.begin(away=True)
+            job.begin()
         except Exception as err:  # noqa: BLE001 - the parent is to raise it
             pipe.send_bytes(pickle.dumps(Failure(err), 5))
             return

@@ -24,8 +24,8 @@ class RayExecutor(Executor):
 
     Notes
     -----
-    *Concurrency*: Ray runs as many tasks at once as the cluster has room for.  A cancelled future does not end its task.
-    A worker that dies loses its task alone; it is given out again by the one who submitted it, not by Ray.
+    *Concurrency*: Ray runs as many tasks at once as the cluster has room for.  A cancelled future does not end its
+    task.  A worker that dies loses its task alone; it is given out again by the one who submitted it, not by Ray.
     *Trust*: that of the cluster.
 
     Ray has no executor of its own; ``ObjectRef.future()`` is the documented way to a
@@ -40,7 +40,8 @@ class RayExecutor(Executor):
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Run a call as a task."""
-        return self._call.remote(fn, args, kwargs).future()  # type: ignore[no-any-return]
+        future: Future[Any] = self._call.remote(fn, args, kwargs).future()
+        return future
 
 
 def _call(fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from attrs import define, field
 
-from zpersist.errors import ItemTimeoutError, WorkerDiedError
+from zpersist.errors import InvalidDelegateError, ItemTimeoutError, WorkerDiedError
 from zpersist.failure import Failure
 from zpersist.parallel.engine import Engine, Event
 from zpersist.parallel.intake import Intake
@@ -122,6 +122,7 @@ class Run:
         self._summary = summary
         self._under_way = 0
         self._alone = False
+        self._probed = job.probe is None
         self._error: Failure | None = None
         self._poison: list[str] = []
 
@@ -178,7 +179,20 @@ class Run:
             engine.submit(task, unsure=task.unsure)
             self._under_way += 1
 
+    def _look_at_probe(self) -> None:
+        if self._probed or self._job.probe is None:
+            return
+        self._probed = True
+        stash, key = self._job.probe
+        if stash.get(key) != key:
+            raise InvalidDelegateError(
+                f"what a worker writes to {self._delegate!r} does not arrive here: workers must reach the same place "
+                f"(a directory that is mounted there too, a server), or say shared=False"
+            )
+        stash.delete(key)
+
     def _reported(self, task: Task, report: Report) -> Iterator[tuple[Task, Report]]:
+        self._look_at_probe()
         replay(report.records)
         if self._job.delegate is None:
             self._delegate.dump_many(pickle.loads(report.sealed) if report.sealed else report.pairs)
@@ -214,7 +228,7 @@ class Run:
             self._schedule.again(task)
             return
         self._summary.deaths += 1
-        logger.warning("%s items were lost: %s", len(task.items), error)
+        logger.warning("lost with its worker: %s items, to be done again: %s", len(task.items), error)
         if at is not None and self._job.work.divisible:
             # What was done before may have been kept, or not yet.
             self._schedule.again(task.cut(0, at)._replace(unsure=True))

@@ -91,6 +91,7 @@ class SqliteStash(CloseableStash[V]):
     shared = True
     durable = True
     ordered = True
+    _batches = True
 
     path: Path = field(converter=as_path, on_setattr=setters.frozen)
     table: str = field(default="stash", kw_only=True, validator=_check_table)

@@ -82,6 +82,10 @@ class DelegateStash(CloseableStash[V]):
         """Whether what is dumped here outlives the process: as the delegate says."""
         return self.delegate.durable
 
+    @property
+    def _batches(self) -> bool:  # type: ignore[override]
+        return self.delegate._batches
+
     def _fetch(self, name: str) -> V | Missing:
         return self.delegate._fetch(name)
 
