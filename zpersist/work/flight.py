@@ -92,7 +92,7 @@ async def _load_or_compute(work: Work, level: Level, body: Body) -> Any:
         if value is MISSING:
             value = await _compute(work, body)
             if work._cell.epoch == epoch:
-                await asyncio.to_thread(level.dump, value)
+                value = await asyncio.to_thread(level.offer, value)
         return value
     finally:
         handle.release()

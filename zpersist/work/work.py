@@ -141,7 +141,7 @@ class PersistedWork(Deallocatable):
     Notes
     -----
     *Concurrency*: among threads and processes one computes, the others wait; the death of the one that computes
-    lets another one in.
+    lets another one in.  What another one sets meanwhile stays, and is what the one that computes gets.
     *Durability*: see ``durability``.
     *Trust*: that of the codec, for everybody who may write the file.
 
@@ -289,10 +289,7 @@ class PersistedWork(Deallocatable):
         level.check()
         with level.flight():
             value = level.load()
-            if value is MISSING:
-                value = self._compute(args, kwargs)
-                level.dump(value)
-            return value
+            return level.offer(self._compute(args, kwargs)) if value is MISSING else value
 
     def _compute(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         value = (self.__do_work__ if self.worker is None else self.worker)(*args, **kwargs)
