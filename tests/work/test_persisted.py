@@ -459,6 +459,38 @@ def test_initial_value():
     assert [In(None).v(), In(0).v()] == [None, 0]
 
 
+def test_an_initial_value_on_the_class_is_that_of_the_first_instance_only():
+    class In:
+        @property
+        @persisted("_n", cache_global=True, initial_value=0)
+        def n(self):
+            return "computed"
+
+    one = In()
+    assert one.n == 0
+    one._n.set(5)
+    assert [one.n, In().n, one.n, copy.copy(one).n, one.n] == [5] * 5
+    one._n.set(None)
+    assert [In().n, one.n] == [None, None]
+    one._n.clear()
+    assert [one.n, In().n] == ["computed", "computed"]
+
+
+def test_an_unset_result_on_the_class_begins_with_the_initial_value():
+    class In:
+        def __init__(self, **options):
+            self._n = PersistedWork("n", self, cache_global=True, **options)
+
+        @persisted("_n")
+        def n(self):
+            return "computed"
+
+    first = In()
+    assert [In(initial_value=1).n(), In(initial_value=2).n(), first.n()] == [1, 1, 1]
+    first._n.clear_global()
+    assert [In(initial_value=2).n(), first.n()] == [2, 2]
+
+
 def test_do_work_and_worker():
     class Own(PersistedWork):
         def __do_work__(self, *args):

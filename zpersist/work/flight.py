@@ -74,8 +74,7 @@ async def _fly(work: Work, body: Body) -> Any:
         if cell.epoch != epoch:
             # Cleared or set meanwhile: those who asked before get what they asked for, nobody else does.
             return value
-        if cell.get() is MISSING:
-            cell.value = value
+        cell.begin(value)
         return cell.value
 
 
