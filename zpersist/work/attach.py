@@ -7,13 +7,13 @@ class) has them in a table beside it, which forgets them when the owner dies.
 from __future__ import annotations
 
 import sys
-import threading
 import weakref
 from contextlib import suppress
 from types import MemberDescriptorType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from zpersist.errors import OwnerError, WorkNameError
+from zpersist.forklock import ForkLock
 
 if TYPE_CHECKING:
     from zpersist.work.work import PersistedWork
@@ -64,7 +64,7 @@ class _Beside:
     """The works of owners that have no room for them."""
 
     def __init__(self) -> None:
-        self._guard = threading.RLock()
+        self._guard = ForkLock()
         self._entries: dict[int, tuple[_Reference, dict[str, Any]]] = {}
         self._sweep_at = 64
 
