@@ -90,6 +90,7 @@ class Slim:
 # Held for a moment only, so that no method that takes its time can tell when one is.
 GUARDS = {
     "slotted owners": lambda: attach._beside._guard,
+    "classes": lambda: attach._registering,
     "making works": lambda: decorator._making,
     "storing": lambda: work._storing,
 }
@@ -107,7 +108,14 @@ def test_fork_while_another_thread_holds_a_guard_of_works(name):
     thread = threading.Thread(target=hold)
     thread.start()
     held.wait()
-    child = fork.Process(target=lambda: Slim().v)
+
+    def use():
+        class New(Slim):
+            __slots__ = ()
+
+        assert [Slim().v, New().v] == [None, None]
+
+    child = fork.Process(target=use)
     child.start()
     child.join(30)
     code = child.exitcode

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,29 @@ def test_threads_compute_once_and_get_one_object(elsewhere):
 def test_instances_in_threads_compute_a_file_once(elsewhere):
     in_threads(8, lambda _: Slow().v)
     assert len(noted()) == 1
+
+
+def test_first_instances_in_threads_share_what_their_class_keeps():
+    both = threading.Barrier(2)
+
+    class Meta(type):
+        def __setattr__(cls, name, value):
+            if name == "__zpersist_registry__":
+                # The other thread is either here too, or kept from coming here.
+                with suppress(threading.BrokenBarrierError):
+                    both.wait(0.5)
+            super().__setattr__(name, value)
+
+    class In(metaclass=Meta):
+        def __init__(self):
+            self._v = PersistedWork("v", self, cache_global=True)
+
+        @persisted("_v")
+        def v(self):
+            return object()
+
+    one, other = in_threads(2, lambda _: In())
+    assert one.v() is other.v() is In().v()
 
 
 def test_an_exception_frees_those_who_wait(elsewhere):

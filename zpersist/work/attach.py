@@ -97,18 +97,24 @@ class _Beside:
 
 _beside = _Beside()
 
+_registering = ForkLock()
+
 
 def class_registry(cls: type) -> dict[Any, Any]:
     """Return what is kept on a class itself, not on its bases or subclasses."""
-    registry = cls.__dict__.get(_REGISTRY)
-    if registry is None:
-        try:
-            setattr(cls, _REGISTRY, {})
-        except (AttributeError, TypeError) as err:
-            raise OwnerError(f"nothing can be kept on the class {cls.__qualname__}: {err}") from err
-        registry = cls.__dict__[_REGISTRY]
-    found: dict[Any, Any] = registry
-    return found
+    registry: dict[Any, Any] | None = cls.__dict__.get(_REGISTRY)
+    return _new_registry(cls) if registry is None else registry
+
+
+def _new_registry(cls: type) -> dict[Any, Any]:
+    with _registering:
+        if _REGISTRY not in cls.__dict__:
+            try:
+                setattr(cls, _REGISTRY, {})
+            except (AttributeError, TypeError) as err:
+                raise OwnerError(f"nothing can be kept on the class {cls.__qualname__}: {err}") from err
+        registry: dict[Any, Any] = cls.__dict__[_REGISTRY]
+        return registry
 
 
 def _room(owner: object, name: str) -> dict[str, Any] | MemberDescriptorType:
