@@ -12,6 +12,7 @@ import types
 import warnings
 import weakref
 from dataclasses import dataclass
+from functools import cached_property, wraps
 from pathlib import Path
 
 import attrs
@@ -904,6 +905,154 @@ def test_overridden_and_overriding_have_nothing_in_common(base_first):
     twin = copy.deepcopy(owner)
     assert [twin.base(), twin.w] == [("base", "base"), "sub+base"]
     assert [PlainSub().v(), PlainSub().v()] == ["plain+base"] * 2
+
+
+# what other decorators make of it
+
+
+def opaque(fn):
+    return lambda *args: fn(*args)
+
+
+def named(fn):
+    @wraps(fn)
+    def inner(*args):
+        return fn(*args)
+
+    return inner
+
+
+class Holder:
+    """A descriptor that does not say what it holds."""
+
+    def __init__(self, fn):
+        self._held = fn
+
+    def __get__(self, owner, cls=None):
+        return self if owner is None else self._held(owner)
+
+
+AROUND = {
+    "function": lambda fn: property(opaque(fn)),
+    "function over a property": lambda fn: property(opaque(property(fn).fget)),
+    "function that says what it wraps": lambda fn: property(named(fn)),
+    "cached property": cached_property,
+    "descriptor": Holder,
+}
+
+
+def make_class(around, base, result="computed", **options):
+    """Return a class with a method ``v`` in its body, and a foreign decorator around it."""
+
+    class In(base):
+        def v(self):
+            calls.append(result)
+            return result if base is object else f"{result}+{super().v}"
+
+    method = In.v
+    method.__qualname__, In.__qualname__ = f"{result}.v", result
+    descriptor = around(persisted("_v", **options)(method))
+    if isinstance(descriptor, cached_property):
+        descriptor.__set_name__(In, "v")
+    In.v = descriptor
+    return In
+
+
+@pytest.mark.parametrize("name", AROUND)
+def test_a_foreign_decorator_does_not_switch_it_off(elsewhere, name):
+    kind = make_class(AROUND[name], object, path="v.dat")
+    sub = type("Sub", (kind,), {})
+    one = kind()
+    assert [one.v, one.v, kind().v, sub().v] == ["computed"] * 4
+    assert calls == ["computed"]
+    assert Path("v.dat").exists()
+
+
+def test_an_abstract_method_does_not_switch_off_the_hidden_one_that_defines_it():
+    class Abstract:
+        @property
+        def v(self):
+            raise NotImplementedError
+
+    class In(Abstract):
+        @property
+        @opaque
+        @persisted("_v")
+        def v(self):
+            calls.append(1)
+            return 1
+
+    one = In()
+    assert [one.v, one.v] == [1, 1]
+    assert calls == [1]
+
+
+@pytest.mark.parametrize("name", AROUND)
+def test_overridden_and_overriding_have_nothing_in_common_below_foreign_decorators(name):
+    base = make_class(AROUND[name], object, "base")
+    kind = make_class(AROUND[name], base, "sub")
+    one = kind()
+    assert [one.v, one.v, base().v] == ["sub+base", "sub+base", "base"]
+    assert calls == ["sub", "base", "base"]
+
+    class Plain(base):
+        @property
+        def v(self):
+            return f"plain+{super().v}"
+
+    other = Plain()
+    assert [other.v, "_v" in vars(other) and other._v.is_set()] == ["plain+base", False]
+
+
+def test_classes_of_one_name_override_each_other():
+    def make(base):
+        class In(base):
+            @property
+            @persisted("_v")
+            def v(self):
+                return [] if base is object else [*super().v, base.__name__]
+
+        return In
+
+    one = make(make(make(object)))()
+    assert [one.v, one.v is one.v] == [["In", "In"], True]
+
+
+def test_a_wrapped_method_below_is_persisted():
+    class In:
+        @property
+        @persisted("_v")
+        @named
+        def v(self):
+            calls.append("v")
+            return 1
+
+        @persisted_property
+        @named
+        def p(self):
+            calls.append("p")
+            return 2
+
+    one = In()
+    assert [one.v, one.v, one.p, one.p, one._v.is_set()] == [1, 1, 2, 2, True]
+    assert calls == ["v", "p"]
+
+
+def test_a_method_of_a_metaclass_that_another_one_overrides():
+    class Meta(type):
+        @persisted("_v")
+        def v(cls):
+            return "meta"
+
+    class SubMeta(Meta):
+        @persisted("_v")
+        def v(cls):
+            return f"sub+{super().v()}"
+
+    class In(metaclass=SubMeta):
+        pass
+
+    assert [In.v(), In.v()] == ["sub+meta", "sub+meta"]
 
 
 def test_deleting_the_work_of_a_property_computes_again():
