@@ -157,6 +157,39 @@ def test_increment(elsewhere):
     assert len(stash) == 33
 
 
+def test_increment_gives_no_none_that_nobody_wrote(elsewhere, monkeypatch):
+    stash, other = IncrementKeyDirectoryStash("runs"), IncrementKeyDirectoryStash("runs")
+
+    def exists(name):
+        other.dump(name, "value")
+        return True
+
+    monkeypatch.setattr(stash, "exists", exists)
+    with pytest.raises(KeyError):
+        stash["1"]
+    assert stash.get("2", "nothing") == "nothing"
+    assert stash.load_many(["3"]) == {}
+    stash.dump("4", None)
+    assert [stash["4"], stash.load("4")] == [None, None]
+
+
+def test_the_last_one_of_a_directory_whose_last_key_goes(elsewhere, monkeypatch):
+    stash = IncrementKeyDirectoryStash("runs")
+    stash.dump_many({"1": "first", "2": "second"})
+    last = stash.get_last_key
+
+    def get_last_key():
+        key = last()
+        if key == "2":
+            IncrementKeyDirectoryStash("runs").delete("2")
+        return key
+
+    monkeypatch.setattr(stash, "get_last_key", get_last_key)
+    assert stash.load() == "first"
+    stash.delete("1")
+    assert stash.load() is None
+
+
 # composites
 
 
