@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import os
 import pickle
 import shelve as standard
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections import OrderedDict
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,6 +36,9 @@ from zpersist import (
     shelve,
 )
 from zpersist.testing.reading import in_threads
+
+fork = multiprocessing.get_context("fork")
+
 
 # directory
 
@@ -238,6 +243,113 @@ def test_composite_whose_dump_was_cut_short(elsewhere):
     with pytest.raises(CorruptValueError, match="cut short"):
         stash.load("1")
     assert make_composite(load_keys={"a"}).load("1").parts == {"a": 10}
+
+
+MANY = [{f"k{number}"} for number in range(12)]
+
+
+def whole(value):
+    return SimpleNamespace(data={f"k{number}": value for number in range(12)})
+
+
+def stop_in_the_middle(stash, monkeypatch, pause):
+    """Have each deletion of an object stop after half of its groups."""
+    group = stash._stash_by_group["k6"]
+    delete = group.delete
+
+    def stopping(name):
+        pause()
+        return delete(name)
+
+    monkeypatch.setattr(group, "delete", stopping)
+
+
+@pytest.mark.parametrize("verb", ["dump", "load", "delete"])
+def test_composite_delete_excludes_other_threads(elsewhere, monkeypatch, verb):
+    stash = DirectoryCompositeStash("data", MANY, "data")
+    stash.dump("k", whole(1))
+    other = DirectoryCompositeStash("data", MANY, "data")
+    got = []
+    arguments = {"dump": ("k", whole(2)), "load": ("k",), "delete": ("k",)}[verb]
+
+    def work():
+        try:
+            got.append(getattr(other, verb)(*arguments))
+        except Exception as err:
+            got.append(err)
+
+    thread = threading.Thread(target=work)
+
+    def pause():
+        thread.start()
+        # One that waits for its turn says nothing: so it gets time to do harm.
+        thread.join(0.3)
+
+    stop_in_the_middle(stash, monkeypatch, pause)
+    assert stash.delete("k")
+    thread.join()
+    assert got == [{"dump": None, "load": None, "delete": False}[verb]]
+    assert ("k" in stash) == (verb == "dump")
+    assert stash.load("k") == (whole(2) if verb == "dump" else None)
+    assert len(list(Path("data").rglob("*.dat"))) == (13 if verb == "dump" else 0)
+
+
+@pytest.mark.parametrize("verb", ["dump", "delete"])
+def test_composite_load_excludes_other_threads(elsewhere, monkeypatch, verb):
+    stash = DirectoryCompositeStash("data", MANY, "data")
+    stash.dump("k", whole(1))
+    arguments = {"dump": ("k", whole(2)), "delete": ("k",)}[verb]
+    thread = threading.Thread(target=getattr(DirectoryCompositeStash("data", MANY, "data"), verb), args=arguments)
+    read = stash._from_composite
+
+    def reading(name, tokens):
+        thread.start()
+        thread.join(0.3)
+        return read(name, tokens)
+
+    monkeypatch.setattr(stash, "_from_composite", reading)
+    assert stash.load("k") == whole(1)
+    thread.join()
+    monkeypatch.undo()
+    assert stash.load("k") == (whole(2) if verb == "dump" else None)
+
+
+@pytest.mark.parametrize("verb", ["dump", "load"])
+def test_composite_delete_excludes_other_processes(elsewhere, monkeypatch, verb):
+    stash = DirectoryCompositeStash("data", MANY, "data")
+    stash.dump("k", whole(1))
+    other = DirectoryCompositeStash("data", MANY, "data")
+    begun, go = fork.Event(), fork.Event()
+
+    def pause():
+        begun.set()
+        go.wait()
+
+    stop_in_the_middle(stash, monkeypatch, pause)
+    child = fork.Process(target=stash.delete, args=("k",))
+    child.start()
+    begun.wait()
+    timer = threading.Timer(0.3, go.set)
+    timer.start()
+    got = other.dump("k", whole(2)) if verb == "dump" else other.load("k")
+    assert got is None
+    timer.join()
+    child.join()
+    assert child.exitcode == 0
+    child.close()
+    assert other.load("k") == (whole(2) if verb == "dump" else None)
+
+
+def test_composite_delete_of_what_is_not_there(elsewhere):
+    stash = make_composite(durability="fsync")
+    assert stash.delete("1") is False
+    stash.dump("1", SimpleNamespace(parts={"a": 1, "b": 2, "c": 3}))
+    Path("data/inst/1.dat").unlink()
+    assert stash.delete("1") is False
+    assert list(Path("data").rglob("*.dat")) == []
+    Path("data/inst/1.dat").mkdir()
+    with pytest.raises(StorageError, match="can not delete"):
+        stash.delete("1")
 
 
 # SQLite
