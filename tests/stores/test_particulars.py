@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dbm
 import gc
 import multiprocessing
 import os
@@ -463,6 +464,89 @@ def test_shelve_that_is_open_elsewhere(elsewhere):
         with pytest.raises(StorageError, match=r"close\(\) it there"):
             ShelveStash("shelf", timeout=0.05).load("a")
     assert ShelveStash("shelf")["a"] == 1
+
+
+def test_shelve_that_a_child_inherits(elsewhere):
+    go = fork.Event()
+    stash = ShelveStash("shelf", auto_close=False)
+    stash["a"] = [1]
+    stash["a"].append(2)
+
+    def work():
+        go.wait()
+        assert "b" not in stash
+        assert stash["a"] == "newer"
+        stash.close()
+
+    child = fork.Process(target=work)
+    child.start()
+    stash.close()
+    ShelveStash("shelf")["a"] = "newer"
+    go.set()
+    child.join()
+    assert child.exitcode == 0
+    child.close()
+    assert ShelveStash("shelf")["a"] == "newer"
+
+
+def test_shelve_that_a_child_drops_without_using_it(elsewhere):
+    go = fork.Event()
+    shelves = [ShelveStash("shelf", auto_close=False)]
+    shelves[0]["a"] = [1]
+
+    def work():
+        go.wait()
+        shelves.clear()
+        gc.collect()
+
+    child = fork.Process(target=work)
+    child.start()
+    shelves[0].close()
+    ShelveStash("shelf")["a"] = "newer" * 1000
+    go.set()
+    child.join()
+    assert child.exitcode == 0
+    child.close()
+    assert ShelveStash("shelf")["a"] == "newer" * 1000
+
+
+def test_shelve_used_by_a_child_that_was_forked_within_an_update(elsewhere):
+    stash = ShelveStash("shelf")
+
+    def fn(old):
+        if os.fork() == 0:
+            return "child"
+        return "parent"
+
+    mine = os.getpid()
+    try:
+        stash.update("a", fn)
+        if os.getpid() != mine:
+            os._exit(0 if (stash["a"], stash.is_open, stash._depth) == ("child", False, 0) else 1)
+    finally:
+        if os.getpid() != mine:
+            os._exit(2)
+    assert os.waitstatus_to_exitcode(os.wait()[1]) == 0
+    assert stash["a"] == "child"
+
+
+@pytest.mark.parametrize("auto_close", [True, False])
+@pytest.mark.parametrize(
+    "error", [sqlite3.OperationalError("mine"), FileNotFoundError(2, "mine"), ValueError("mine"), dbm.error[0]("mine")]
+)
+def test_shelve_passes_on_what_the_function_of_an_update_raises(elsewhere, error, auto_close):
+    def fn(old):
+        old.append(2)
+        raise error
+
+    stash = ShelveStash("shelf")
+    stash["a"] = [1]
+    with ShelveStash("shelf", auto_close=auto_close) as other:
+        with pytest.raises(type(error)) as caught:
+            other.update("a", fn)
+        assert caught.value is error
+        assert other["a"] == [1]
+    assert stash["a"] == [1]
 
 
 # archives
