@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import threading
@@ -20,6 +21,7 @@ from zpersist import (
     FailureFilterStash,
     InvalidArgumentError,
     InvalidDelegateError,
+    InvalidKeyError,
     KeyLimitStash,
     KeySubsetStash,
     LRUCacheStash,
@@ -37,6 +39,7 @@ from zpersist import (
     SqliteStash,
     StorageError,
     UnionStash,
+    UnsupportedOperationError,
 )
 from zpersist.testing.reading import in_threads
 
@@ -424,6 +427,69 @@ def test_protective(elsewhere, caplog):
     assert "can not keep 'a'" in caplog.text
     with pytest.raises(ValueError, match="the key is empty"):
         stash.dump("", 1)
+
+
+def test_protective_raises_what_says_nothing_about_the_value(elsewhere):
+    stash = ProtectiveStash(KeyLimitStash(DictionaryStash()))
+    with pytest.raises(UnsupportedOperationError):
+        stash.add("k", "value")
+    assert "k" not in stash
+    with pytest.raises(InvalidKeyError):
+        ProtectiveStash(DirectoryStash("data")).add("", 1)
+
+
+@pytest.mark.parametrize("error", [StorageError(16, "busy"), OutcomeUnknownError(5, "unsure"), ReadOnlyError("no")])
+@pytest.mark.parametrize("verb", ["dump", "add"])
+def test_protective_writes_no_error_of_the_store_over_a_value(error, verb):
+    class Once(DictionaryStash):
+        """Fails once, and then works."""
+
+        errors = [error]
+
+        def dump(self, name, inst):
+            super().dump(name, inst)
+            if self.errors:
+                raise self.errors.pop()
+
+        def add(self, name, inst):
+            self.dump(name, inst)
+            return True
+
+    stash = ProtectiveStash(Once())
+    Once.errors = [error]
+    with pytest.raises(type(error)):
+        getattr(stash, verb)("a", "good")
+    assert stash["a"] == "good"
+
+
+def test_protective_and_a_value_that_is_too_large():
+    class Small(DictionaryStash):
+        def dump(self, name, inst):
+            if inst == "large":
+                raise StorageError(errno.EFBIG, "too large")
+            super().dump(name, inst)
+
+    stash = ProtectiveStash(Small())
+    stash.dump("a", "large")
+    assert stash["a"].errno == errno.EFBIG
+
+
+def test_protective_add_leaves_what_another_one_adds_meanwhile(elsewhere):
+    class Racing(DirectoryStash):
+        asked = 0
+
+        def exists(self, name):
+            there = super().exists(name)
+            self.asked += 1
+            if self.asked == 2:
+                self.dump(name, "another one's")
+            return there
+
+        add = DirectoryStash.add
+
+    stash = ProtectiveStash(Racing("data"))
+    assert not stash.add("a", lambda: None)
+    assert stash["a"] == "another one's"
 
 
 def test_failures_are_hidden(elsewhere):
