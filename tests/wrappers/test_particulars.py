@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import multiprocessing
 import os
+import pickle
 import threading
 from pathlib import Path
 
@@ -500,6 +501,73 @@ def test_failures_are_hidden(elsewhere):
         stash = FailureFilterStash(results, "good.dat")
     stash.dump("b", 2)
     assert dict(stash) == {"a": 1, "b": 2}
+
+
+class Pausing(DictionaryStash):
+    """Does something in the middle of being listed."""
+
+    pause = staticmethod(lambda: None)
+
+    def load_many(self, names):
+        found = super().load_many(names)
+        self.pause()
+        return found
+
+    def items(self):
+        yield from list(super().items())
+        self.pause()
+
+
+def test_a_list_of_failures_from_before_a_write_is_not_kept(elsewhere):
+    delegate = Pausing({"a": 1})
+    stash = FailureFilterStash(delegate, "good.dat")
+
+    def write():
+        delegate.pause = lambda: None
+        in_threads(1, lambda _: stash.dump("b", 2))
+
+    delegate.pause = write
+    len(stash)
+    assert sorted(FailureFilterStash(delegate, "good.dat")) == [("a", 1), ("b", 2)]
+    assert sorted(stash) == [("a", 1), ("b", 2)]
+    delegate.pause = write
+    Path("good.dat").unlink()
+    len(FailureFilterStash(delegate, "good.dat"))
+    assert sorted(stash) == [("a", 1), ("b", 2)]
+
+
+def test_failures_are_found_out_again_by_other_stashes_on_the_file(elsewhere):
+    delegate = DictionaryStash({"a": 1})
+    one, other = FailureFilterStash(delegate, "good.dat"), FailureFilterStash(delegate, "good.dat")
+    assert [len(one), len(other)] == [1, 1]
+    one.dump("b", 2)
+    one.dump("c", Failure(ValueError("no")))
+    assert [len(one), len(other)] == [2, 2]
+    assert sorted(pickle.loads(pickle.dumps(one))) == [("a", 1), ("b", 2)]
+
+
+def test_failures_are_hidden_among_threads(elsewhere):
+    stash = FailureFilterStash(DictionaryStash(), "good.dat")
+
+    def work(number):
+        for turn in range(60):
+            stash[f"{number}-{turn}"] = turn
+            assert f"{number}-{turn}" in stash
+            assert len(stash) > turn // 2
+            if turn % 2:
+                assert stash.delete(f"{number}-{turn}")
+
+    in_threads(8, work)
+    assert len(stash) == len(FailureFilterStash(stash.delegate, "good.dat")) == 8 * 30
+    assert sorted(in_threads(8, lambda _: stash.delete("0-0"))) == [False] * 7 + [True]
+
+
+def test_a_list_that_can_not_be_deleted_is_an_error_before_anything_is_written(elsewhere):
+    stash = FailureFilterStash(DictionaryStash(), "good.dat")
+    Path("good.dat").mkdir()
+    with pytest.raises(StorageError, match=r"can not delete.*good\.dat"):
+        stash.dump("a", 1)
+    assert not stash.delegate
 
 
 def test_delegate_by_default_keeps_nothing():
