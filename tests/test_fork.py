@@ -9,6 +9,7 @@ import threading
 import pytest
 
 from zpersist import CacheStash, DictionaryStash, FactoryStash, ReadOnlyStash, SqliteStash, persisted
+from zpersist.work import attach, decorator, work
 
 fork = multiprocessing.get_context("fork")
 
@@ -75,6 +76,55 @@ def test_fork_while_another_thread_is_at_it(elsewhere, name, monkeypatch):
     FACTORY.go.set()
     thread.join()
     assert not alive, "the child waits for a lock that nobody will give back"
+
+
+class Slim:
+    __slots__ = ()
+
+    @property
+    @persisted("_v", initial_value=None)
+    def v(self):
+        return 1
+
+
+# Held for a moment only, so that no method that takes its time can tell when one is.
+GUARDS = {
+    "slotted owners": lambda: attach._beside._guard,
+    "classes": lambda: attach._registering,
+    "making works": lambda: decorator._making,
+    "storing": lambda: work._storing,
+}
+
+
+@pytest.mark.parametrize("name", GUARDS)
+def test_fork_while_another_thread_holds_a_guard_of_works(name):
+    held, go = threading.Event(), threading.Event()
+
+    def hold():
+        with GUARDS[name]():
+            held.set()
+            go.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+
+    def use():
+        class New(Slim):
+            __slots__ = ()
+
+        assert [Slim().v, New().v] == [None, None]
+
+    child = fork.Process(target=use)
+    child.start()
+    child.join(30)
+    code = child.exitcode
+    child.kill()
+    child.join()
+    child.close()
+    go.set()
+    thread.join()
+    assert code == 0, "the child waits for a lock that nobody will give back"
 
 
 def test_what_a_child_writes_survives_the_parents_closing(elsewhere):

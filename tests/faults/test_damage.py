@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dbm
+import dbm.dumb
+import errno
 import logging
 import os
 import pickle
 import shutil
 import signal
 import sqlite3
+import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -22,8 +27,10 @@ from zpersist import (
     FormatVersionError,
     PersistedWork,
     PickleCodec,
+    ShelveStash,
     SqliteStash,
     StorageError,
+    ZipStash,
 )
 from zpersist.files import envelope
 from zpersist.files.envelope import FORMAT_VERSION, pack, parse
@@ -792,6 +799,160 @@ def test_bits_of_the_log_of_a_database(tmp_path):
                 assert stash["a"] in ("old", VALUE)
 
     assert forked(use_all) == 0
+
+
+# archives
+
+
+PACKED = {
+    "stored": zipfile.ZIP_STORED,
+    "deflate": zipfile.ZIP_DEFLATED,
+    "bzip2": zipfile.ZIP_BZIP2,
+    "lzma": zipfile.ZIP_LZMA,
+}
+
+
+def use_damaged_archive(path, expected):
+    """Read all there is in an archive, and return whether anything was found to be damaged."""
+    damaged = False
+    for read in (lambda stash: stash.load("name"), lambda stash: dict(stash.items()), lambda stash: "name" in stash):
+        with ZipStash(path) as stash:
+            try:
+                found = read(stash)
+            except CorruptValueError as err:
+                assert str(path) in str(err)
+                damaged = True
+            else:
+                # Where the list in the archive ends too early, names are lost.
+                assert found in (expected, None, True, False) or set(found.values()) <= {expected}
+    return damaged
+
+
+@pytest.mark.parametrize("packed", PACKED)
+def test_every_bit_of_an_archive(packed, tmp_path):
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w", PACKED[packed]) as archive:
+        archive.writestr("name", b"some text, some text, some text")
+    data = path.read_bytes()
+    damaged = 0
+    for bit in bits_of(data):
+        put(path, flipped(data, bit))
+        damaged += use_damaged_archive(path, b"some text, some text, some text")
+    assert damaged > len(data)
+    for length in range(len(data)):
+        put(path, data[:length])
+        assert use_damaged_archive(path, b"")
+
+
+def test_an_archive_that_can_not_be_read(tmp_path, monkeypatch):
+    with pytest.raises(StorageError) as caught:
+        ZipStash(tmp_path / "absent.zip").load("a")
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOENT, str(tmp_path / "absent.zip"))
+    for number in (errno.EACCES, errno.EIO):
+
+        def refuse(*args, number=number):
+            raise OSError(number, os.strerror(number))
+
+        with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+            archive.writestr("a", b"")
+        with monkeypatch.context() as patch:
+            patch.setattr(zipfile, "ZipFile", refuse)
+            with pytest.raises(StorageError) as caught:
+                ZipStash(tmp_path / "a.zip").keys()
+            assert caught.value.errno == number
+        with monkeypatch.context() as patch, ZipStash(tmp_path / "a.zip") as stash:
+            patch.setattr(zipfile.ZipFile, "read", refuse)
+            with pytest.raises(StorageError) as caught:
+                stash.load("a")
+            assert caught.value.errno == number
+
+
+# shelves
+
+
+@pytest.fixture
+def index(tmp_path, monkeypatch):
+    """Return the index of a shelf of dbm.dumb, which every Python has."""
+    ShelveStash.get_extension()
+    monkeypatch.setattr(dbm, "_defaultmod", dbm.dumb)
+    ShelveStash(tmp_path / "shelf").dump_many({"a": VALUE, "b": VALUE})
+    return tmp_path / "shelf.dir"
+
+
+SHELF_READS = {**READS, "keys": lambda stash: list(stash.keys()), "len": len, "in": lambda stash: "a" in stash}
+SHELF_WRITES = {
+    "dump": lambda stash: stash.dump("a", 1),
+    "add": lambda stash: stash.add("a", 1),
+    "delete": lambda stash: stash.delete("a"),
+}
+
+
+def use_damaged_shelf(path):
+    """Use a shelf in all ways, and return how many of them found damage."""
+    damaged = 0
+    for use in (*SHELF_READS.values(), *SHELF_WRITES.values()):
+        try:
+            use(ShelveStash(path))
+        except CorruptValueError as err:
+            assert str(path) in str(err)
+            damaged += 1
+        except KeyError:
+            pass  # the index has lost the key, or has another one in its place
+    return damaged
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning")
+@pytest.mark.parametrize("bit", range(8))
+def test_a_bit_of_each_byte_of_the_index_of_a_shelf(bit, index):
+    data = index.read_bytes()
+    damaged = 0
+    for place in range(len(data)):
+        put(index, flipped(data, 8 * place + bit))
+        damaged += use_damaged_shelf(index.with_suffix(""))
+    assert damaged > len(data)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"'a", b"\0", b"5", b"'a', 5", b"'a', (1,)", b"5, (0, 5)", b"'a', ('x', 5)", b"'a', (0, 'x')", b"'a', (-5, 5)",
+     b"'a', (0, -5)", b"'a', (1e9, 5)", b"'a', (%d, 5)" % 10**30, b"'a', (0, %d)" % 10**30, b"[" * 150 + b"]" * 150],
+)  # fmt: skip
+def test_a_line_of_the_index_of_a_shelf(line, index):
+    index.write_bytes(line + b"\n")
+    path = index.with_suffix("")
+    with pytest.raises(CorruptValueError, match="damaged") as caught:
+        ShelveStash(path)["a"]
+    assert str(path) in str(caught.value)
+
+
+def test_a_shelf_that_is_none(tmp_path):
+    (tmp_path / "shelf").write_bytes(b"x" * 5000)
+    for use in (lambda stash: stash.load("a"), lambda stash: stash.dump("a", 1), lambda stash: stash.clear()):
+        with pytest.raises(CorruptValueError, match=str(tmp_path / "shelf")):
+            use(ShelveStash(tmp_path / "shelf"))
+    assert (tmp_path / "shelf").read_bytes() == b"x" * 5000
+
+
+def test_every_byte_of_a_shelf(tmp_path):
+    path = tmp_path / "shelf"
+    ShelveStash(path).dump_many({"a": VALUE, "b": VALUE})
+    if dbm.whichdb(str(path)) not in ("dbm.dumb", "dbm.sqlite3"):
+        pytest.skip("the libraries of the others crash on damaged files")
+    files = {file: file.read_bytes() for file in tmp_path.glob("shelf*") if file.stat().st_size}
+    damaged = 0
+    for file, data in files.items():
+        for place in range(0, len(data), 1 + len(data) // 100):
+            for other, whole in files.items():
+                put(other, flipped(whole, 8 * place + 3) if other == file else whole)
+            with suppress(StorageError):
+                damaged += use_damaged_shelf(path)
+    assert damaged
+
+
+def test_a_key_of_a_shelf_that_is_no_text(index):
+    index.write_bytes(b"'\xe9', (0, 5)\n")
+    with pytest.raises(CorruptValueError, match="damaged"):
+        ShelveStash(index.with_suffix("")).keys()
 
 
 # what the checks are worth

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dbm
 import gc
+import multiprocessing
 import os
 import pickle
 import shelve as standard
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections import OrderedDict
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,6 +37,9 @@ from zpersist import (
     shelve,
 )
 from zpersist.testing.reading import in_threads
+
+fork = multiprocessing.get_context("fork")
+
 
 # directory
 
@@ -157,6 +163,39 @@ def test_increment(elsewhere):
     assert len(stash) == 33
 
 
+def test_increment_gives_no_none_that_nobody_wrote(elsewhere, monkeypatch):
+    stash, other = IncrementKeyDirectoryStash("runs"), IncrementKeyDirectoryStash("runs")
+
+    def exists(name):
+        other.dump(name, "value")
+        return True
+
+    monkeypatch.setattr(stash, "exists", exists)
+    with pytest.raises(KeyError):
+        stash["1"]
+    assert stash.get("2", "nothing") == "nothing"
+    assert stash.load_many(["3"]) == {}
+    stash.dump("4", None)
+    assert [stash["4"], stash.load("4")] == [None, None]
+
+
+def test_the_last_one_of_a_directory_whose_last_key_goes(elsewhere, monkeypatch):
+    stash = IncrementKeyDirectoryStash("runs")
+    stash.dump_many({"1": "first", "2": "second"})
+    last = stash.get_last_key
+
+    def get_last_key():
+        key = last()
+        if key == "2":
+            IncrementKeyDirectoryStash("runs").delete("2")
+        return key
+
+    monkeypatch.setattr(stash, "get_last_key", get_last_key)
+    assert stash.load() == "first"
+    stash.delete("1")
+    assert stash.load() is None
+
+
 # composites
 
 
@@ -205,6 +244,113 @@ def test_composite_whose_dump_was_cut_short(elsewhere):
     with pytest.raises(CorruptValueError, match="cut short"):
         stash.load("1")
     assert make_composite(load_keys={"a"}).load("1").parts == {"a": 10}
+
+
+MANY = [{f"k{number}"} for number in range(12)]
+
+
+def whole(value):
+    return SimpleNamespace(data={f"k{number}": value for number in range(12)})
+
+
+def stop_in_the_middle(stash, monkeypatch, pause):
+    """Have each deletion of an object stop after half of its groups."""
+    group = stash._stash_by_group["k6"]
+    delete = group.delete
+
+    def stopping(name):
+        pause()
+        return delete(name)
+
+    monkeypatch.setattr(group, "delete", stopping)
+
+
+@pytest.mark.parametrize("verb", ["dump", "load", "delete"])
+def test_composite_delete_excludes_other_threads(elsewhere, monkeypatch, verb):
+    stash = DirectoryCompositeStash("data", MANY, "data")
+    stash.dump("k", whole(1))
+    other = DirectoryCompositeStash("data", MANY, "data")
+    got = []
+    arguments = {"dump": ("k", whole(2)), "load": ("k",), "delete": ("k",)}[verb]
+
+    def work():
+        try:
+            got.append(getattr(other, verb)(*arguments))
+        except Exception as err:
+            got.append(err)
+
+    thread = threading.Thread(target=work)
+
+    def pause():
+        thread.start()
+        # One that waits for its turn says nothing: so it gets time to do harm.
+        thread.join(0.3)
+
+    stop_in_the_middle(stash, monkeypatch, pause)
+    assert stash.delete("k")
+    thread.join()
+    assert got == [{"dump": None, "load": None, "delete": False}[verb]]
+    assert ("k" in stash) == (verb == "dump")
+    assert stash.load("k") == (whole(2) if verb == "dump" else None)
+    assert len(list(Path("data").rglob("*.dat"))) == (13 if verb == "dump" else 0)
+
+
+@pytest.mark.parametrize("verb", ["dump", "delete"])
+def test_composite_load_excludes_other_threads(elsewhere, monkeypatch, verb):
+    stash = DirectoryCompositeStash("data", MANY, "data")
+    stash.dump("k", whole(1))
+    arguments = {"dump": ("k", whole(2)), "delete": ("k",)}[verb]
+    thread = threading.Thread(target=getattr(DirectoryCompositeStash("data", MANY, "data"), verb), args=arguments)
+    read = stash._from_composite
+
+    def reading(name, tokens):
+        thread.start()
+        thread.join(0.3)
+        return read(name, tokens)
+
+    monkeypatch.setattr(stash, "_from_composite", reading)
+    assert stash.load("k") == whole(1)
+    thread.join()
+    monkeypatch.undo()
+    assert stash.load("k") == (whole(2) if verb == "dump" else None)
+
+
+@pytest.mark.parametrize("verb", ["dump", "load"])
+def test_composite_delete_excludes_other_processes(elsewhere, monkeypatch, verb):
+    stash = DirectoryCompositeStash("data", MANY, "data")
+    stash.dump("k", whole(1))
+    other = DirectoryCompositeStash("data", MANY, "data")
+    begun, go = fork.Event(), fork.Event()
+
+    def pause():
+        begun.set()
+        go.wait()
+
+    stop_in_the_middle(stash, monkeypatch, pause)
+    child = fork.Process(target=stash.delete, args=("k",))
+    child.start()
+    begun.wait()
+    timer = threading.Timer(0.3, go.set)
+    timer.start()
+    got = other.dump("k", whole(2)) if verb == "dump" else other.load("k")
+    assert got is None
+    timer.join()
+    child.join()
+    assert child.exitcode == 0
+    child.close()
+    assert other.load("k") == (whole(2) if verb == "dump" else None)
+
+
+def test_composite_delete_of_what_is_not_there(elsewhere):
+    stash = make_composite(durability="fsync")
+    assert stash.delete("1") is False
+    stash.dump("1", SimpleNamespace(parts={"a": 1, "b": 2, "c": 3}))
+    Path("data/inst/1.dat").unlink()
+    assert stash.delete("1") is False
+    assert list(Path("data").rglob("*.dat")) == []
+    Path("data/inst/1.dat").mkdir()
+    with pytest.raises(StorageError, match="can not delete"):
+        stash.delete("1")
 
 
 # SQLite
@@ -318,6 +464,89 @@ def test_shelve_that_is_open_elsewhere(elsewhere):
         with pytest.raises(StorageError, match=r"close\(\) it there"):
             ShelveStash("shelf", timeout=0.05).load("a")
     assert ShelveStash("shelf")["a"] == 1
+
+
+def test_shelve_that_a_child_inherits(elsewhere):
+    go = fork.Event()
+    stash = ShelveStash("shelf", auto_close=False)
+    stash["a"] = [1]
+    stash["a"].append(2)
+
+    def work():
+        go.wait()
+        assert "b" not in stash
+        assert stash["a"] == "newer"
+        stash.close()
+
+    child = fork.Process(target=work)
+    child.start()
+    stash.close()
+    ShelveStash("shelf")["a"] = "newer"
+    go.set()
+    child.join()
+    assert child.exitcode == 0
+    child.close()
+    assert ShelveStash("shelf")["a"] == "newer"
+
+
+def test_shelve_that_a_child_drops_without_using_it(elsewhere):
+    go = fork.Event()
+    shelves = [ShelveStash("shelf", auto_close=False)]
+    shelves[0]["a"] = [1]
+
+    def work():
+        go.wait()
+        shelves.clear()
+        gc.collect()
+
+    child = fork.Process(target=work)
+    child.start()
+    shelves[0].close()
+    ShelveStash("shelf")["a"] = "newer" * 1000
+    go.set()
+    child.join()
+    assert child.exitcode == 0
+    child.close()
+    assert ShelveStash("shelf")["a"] == "newer" * 1000
+
+
+def test_shelve_used_by_a_child_that_was_forked_within_an_update(elsewhere):
+    stash = ShelveStash("shelf")
+
+    def fn(old):
+        if os.fork() == 0:
+            return "child"
+        return "parent"
+
+    mine = os.getpid()
+    try:
+        stash.update("a", fn)
+        if os.getpid() != mine:
+            os._exit(0 if (stash["a"], stash.is_open, stash._depth) == ("child", False, 0) else 1)
+    finally:
+        if os.getpid() != mine:
+            os._exit(2)
+    assert os.waitstatus_to_exitcode(os.wait()[1]) == 0
+    assert stash["a"] == "child"
+
+
+@pytest.mark.parametrize("auto_close", [True, False])
+@pytest.mark.parametrize(
+    "error", [sqlite3.OperationalError("mine"), FileNotFoundError(2, "mine"), ValueError("mine"), dbm.error[0]("mine")]
+)
+def test_shelve_passes_on_what_the_function_of_an_update_raises(elsewhere, error, auto_close):
+    def fn(old):
+        old.append(2)
+        raise error
+
+    stash = ShelveStash("shelf")
+    stash["a"] = [1]
+    with ShelveStash("shelf", auto_close=auto_close) as other:
+        with pytest.raises(type(error)) as caught:
+            other.update("a", fn)
+        assert caught.value is error
+        assert other["a"] == [1]
+    assert stash["a"] == [1]
 
 
 # archives

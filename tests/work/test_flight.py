@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import multiprocessing
 import os
 import signal
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from zpersist import DictionaryStash, InvalidArgumentError, PersistedWork, SqliteStash, persisted, persisted_property
+from zpersist import (
+    DictionaryStash,
+    DirectoryStash,
+    InvalidArgumentError,
+    PersistedWork,
+    ShelveStash,
+    SqliteStash,
+    persisted,
+    persisted_property,
+)
 from zpersist.testing.reading import in_threads
 
 fork = multiprocessing.get_context("fork")
@@ -60,6 +71,29 @@ def test_threads_compute_once_and_get_one_object(elsewhere):
 def test_instances_in_threads_compute_a_file_once(elsewhere):
     in_threads(8, lambda _: Slow().v)
     assert len(noted()) == 1
+
+
+def test_first_instances_in_threads_share_what_their_class_keeps():
+    both = threading.Barrier(2)
+
+    class Meta(type):
+        def __setattr__(cls, name, value):
+            if name == "__zpersist_registry__":
+                # The other thread is either here too, or kept from coming here.
+                with suppress(threading.BrokenBarrierError):
+                    both.wait(0.5)
+            super().__setattr__(name, value)
+
+    class In(metaclass=Meta):
+        def __init__(self):
+            self._v = PersistedWork("v", self, cache_global=True)
+
+        @persisted("_v")
+        def v(self):
+            return object()
+
+    one, other = in_threads(2, lambda _: In())
+    assert one.v() is other.v() is In().v()
 
 
 def test_an_exception_frees_those_who_wait(elsewhere):
@@ -161,6 +195,169 @@ def test_a_work_that_needs_another_one_of_the_same_file_does_not_wait_for_itself
             return 1 if self.inner is None else self.inner.v + 1
 
     assert Nested(Nested()).v == 2
+
+
+# what others do meanwhile
+
+
+class NoAdd(DictionaryStash):
+    """A stash without the atomic pair."""
+
+    def dump(self, name, inst):
+        super().dump(name, inst)
+
+
+class Kept:
+    """A work that returns what it is given, after it has done what it is given to do."""
+
+    def __init__(self, where, do=lambda: None, result="computed"):
+        self.do, self.result = do, result
+        kind, options = where
+        if kind == "stash":
+            self._v = PersistedWork("v", self, **options)
+        else:
+            self._v = PersistedWork(Path("v.dat"), self, **options)
+
+    @persisted("_v")
+    def v(self):
+        self.do()
+        return self.result
+
+
+def nothing(where):
+    """Leave the place as it is."""
+
+
+def damage(where):
+    Path("v.dat").write_bytes(b"damaged")
+
+
+def damage_body(where):
+    Kept(where)._v.set("old")
+    data = Path("v.dat").read_bytes()
+    Path("v.dat").write_bytes(b"x" + data[1:])
+
+
+def outdate(where):
+    Kept(("file", {"version": "1"}))._v.set("old")
+
+
+PLACES = {
+    "file": (lambda: ("file", {}), nothing),
+    "damaged file": (lambda: ("file", {"recover_empty": True}), damage),
+    "file with a damaged body": (lambda: ("file", {"recover_empty": True}), damage_body),
+    "file of another version": (lambda: ("file", {"version": "2"}), outdate),
+    "memory": (lambda: ("stash", {"stash": DictionaryStash()}), nothing),
+    "directory": (lambda: ("stash", {"stash": DirectoryStash("d")}), nothing),
+    "sqlite": (lambda: ("stash", {"stash": SqliteStash("s.db")}), nothing),
+    "shelve": (lambda: ("stash", {"stash": ShelveStash("s")}), nothing),
+    "stash without add": (lambda: ("stash", {"stash": NoAdd()}), nothing),
+}
+
+
+@pytest.fixture(params=PLACES)
+def place(request, elsewhere):
+    make, prepare = PLACES[request.param]
+    kind, options = make()
+    prepare((kind, options))
+    yield kind, options
+    if "stash" in options:
+        options["stash"].close()
+
+
+def in_another_thread(do):
+    thread = threading.Thread(target=do)
+    thread.start()
+    thread.join()
+
+
+def test_what_another_sets_while_one_computes_stays(place):
+    one = Kept(place, lambda: in_another_thread(lambda: Kept(place)._v.set("set")))
+    other = Kept(place)
+    assert [one.v(), one.v(), other.v(), Kept(place).v()] == ["set"] * 4
+
+
+def test_none_that_another_sets_while_one_computes_stays(place):
+    one = Kept(place, lambda: in_another_thread(lambda: Kept(place)._v.set(None)))
+    assert [one.v(), Kept(place).v()] == [None, None]
+
+
+def test_what_was_damaged_or_outdated_is_replaced(place):
+    assert [Kept(place).v(), Kept(place, result="other").v()] == ["computed", "computed"]
+
+
+def test_a_clear_while_one_computes_does_not_undo_what_comes_after(place):
+    def do():
+        other = Kept(place)
+        other._v.set("set")
+        other._v.clear()
+
+    assert [Kept(place, lambda: in_another_thread(do)).v(), Kept(place).v()] == ["computed", "computed"]
+
+
+def test_what_the_method_itself_sets_is_replaced_by_its_result(place):
+    one = Kept(place, lambda: one._v.set("on the way"))
+    assert [one.v(), Kept(place).v()] == ["computed", "computed"]
+
+
+def test_what_another_work_keeps_on_the_way_is_replaced(place):
+    inner = Kept(place, result="inner")
+    outer = Kept(place, inner.v)
+    assert [outer.v(), inner.v(), Kept(place).v()] == ["computed", "inner", "computed"]
+
+
+def test_what_another_process_sets_while_one_computes_stays(elsewhere):
+    where = "file", {}
+    one = Kept(where, lambda: ended(run(lambda: Kept(where)._v.set("set"))))
+    assert [one.v(), Kept(where).v()] == ["set", "set"]
+
+
+class SetsWhenPickled:
+    """A value during whose pickling another thread sets another one: after the look, before the write."""
+
+    def __init__(self, where):
+        self.where = where
+
+    def __reduce__(self):
+        in_another_thread(lambda: Kept(self.where)._v.set("set"))
+        return str, ("computed",)
+
+
+@pytest.mark.parametrize("name", ["file", "damaged file", "file of another version", "directory", "sqlite"])
+def test_what_is_set_between_the_last_look_and_the_write_stays(elsewhere, name):
+    make, prepare = PLACES[name]
+    where = make()
+    prepare(where)
+    assert [Kept(where, result=SetsWhenPickled(where)).v(), Kept(where).v()] == ["set", "set"]
+    if "stash" in where[1]:
+        where[1]["stash"].close()
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP])
+def test_a_directory_without_links_keeps_what_was_computed(elsewhere, monkeypatch, code):
+    def link(*args):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "link", link)
+    where = "stash", {"stash": DirectoryStash("d")}
+    assert [Kept(where).v(), Kept(where, result="other").v()] == ["computed", "computed"]
+    where[1]["stash"].clear()
+    one = Kept(where, lambda: in_another_thread(lambda: Kept(where)._v.set("set")))
+    assert [one.v(), Kept(where).v()] == ["set", "set"]
+
+
+def test_what_another_sets_while_a_coroutine_computes_stays(elsewhere):
+    class In:
+        def __init__(self):
+            self._v = PersistedWork(Path("v.dat"), self)
+
+        @persisted("_v")
+        async def v(self):
+            In()._v.set("set")
+            return "computed"
+
+    one = In()
+    assert [asyncio.run(one.v()), asyncio.run(one.v()), asyncio.run(In().v())] == ["set"] * 3
 
 
 # coroutines

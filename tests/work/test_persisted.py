@@ -12,6 +12,7 @@ import types
 import warnings
 import weakref
 from dataclasses import dataclass
+from functools import cached_property, wraps
 from pathlib import Path
 
 import attrs
@@ -459,6 +460,38 @@ def test_initial_value():
     assert [In(None).v(), In(0).v()] == [None, 0]
 
 
+def test_an_initial_value_on_the_class_is_that_of_the_first_instance_only():
+    class In:
+        @property
+        @persisted("_n", cache_global=True, initial_value=0)
+        def n(self):
+            return "computed"
+
+    one = In()
+    assert one.n == 0
+    one._n.set(5)
+    assert [one.n, In().n, one.n, copy.copy(one).n, one.n] == [5] * 5
+    one._n.set(None)
+    assert [In().n, one.n] == [None, None]
+    one._n.clear()
+    assert [one.n, In().n] == ["computed", "computed"]
+
+
+def test_an_unset_result_on_the_class_begins_with_the_initial_value():
+    class In:
+        def __init__(self, **options):
+            self._n = PersistedWork("n", self, cache_global=True, **options)
+
+        @persisted("_n")
+        def n(self):
+            return "computed"
+
+    first = In()
+    assert [In(initial_value=1).n(), In(initial_value=2).n(), first.n()] == [1, 1, 1]
+    first._n.clear_global()
+    assert [In(initial_value=2).n(), first.n()] == [2, 2]
+
+
 def test_do_work_and_worker():
     class Own(PersistedWork):
         def __do_work__(self, *args):
@@ -872,6 +905,154 @@ def test_overridden_and_overriding_have_nothing_in_common(base_first):
     twin = copy.deepcopy(owner)
     assert [twin.base(), twin.w] == [("base", "base"), "sub+base"]
     assert [PlainSub().v(), PlainSub().v()] == ["plain+base"] * 2
+
+
+# what other decorators make of it
+
+
+def opaque(fn):
+    return lambda *args: fn(*args)
+
+
+def named(fn):
+    @wraps(fn)
+    def inner(*args):
+        return fn(*args)
+
+    return inner
+
+
+class Holder:
+    """A descriptor that does not say what it holds."""
+
+    def __init__(self, fn):
+        self._held = fn
+
+    def __get__(self, owner, cls=None):
+        return self if owner is None else self._held(owner)
+
+
+AROUND = {
+    "function": lambda fn: property(opaque(fn)),
+    "function over a property": lambda fn: property(opaque(property(fn).fget)),
+    "function that says what it wraps": lambda fn: property(named(fn)),
+    "cached property": cached_property,
+    "descriptor": Holder,
+}
+
+
+def make_class(around, base, result="computed", **options):
+    """Return a class with a method ``v`` in its body, and a foreign decorator around it."""
+
+    class In(base):
+        def v(self):
+            calls.append(result)
+            return result if base is object else f"{result}+{super().v}"
+
+    method = In.v
+    method.__qualname__, In.__qualname__ = f"{result}.v", result
+    descriptor = around(persisted("_v", **options)(method))
+    if isinstance(descriptor, cached_property):
+        descriptor.__set_name__(In, "v")
+    In.v = descriptor
+    return In
+
+
+@pytest.mark.parametrize("name", AROUND)
+def test_a_foreign_decorator_does_not_switch_it_off(elsewhere, name):
+    kind = make_class(AROUND[name], object, path="v.dat")
+    sub = type("Sub", (kind,), {})
+    one = kind()
+    assert [one.v, one.v, kind().v, sub().v] == ["computed"] * 4
+    assert calls == ["computed"]
+    assert Path("v.dat").exists()
+
+
+def test_an_abstract_method_does_not_switch_off_the_hidden_one_that_defines_it():
+    class Abstract:
+        @property
+        def v(self):
+            raise NotImplementedError
+
+    class In(Abstract):
+        @property
+        @opaque
+        @persisted("_v")
+        def v(self):
+            calls.append(1)
+            return 1
+
+    one = In()
+    assert [one.v, one.v] == [1, 1]
+    assert calls == [1]
+
+
+@pytest.mark.parametrize("name", AROUND)
+def test_overridden_and_overriding_have_nothing_in_common_below_foreign_decorators(name):
+    base = make_class(AROUND[name], object, "base")
+    kind = make_class(AROUND[name], base, "sub")
+    one = kind()
+    assert [one.v, one.v, base().v] == ["sub+base", "sub+base", "base"]
+    assert calls == ["sub", "base", "base"]
+
+    class Plain(base):
+        @property
+        def v(self):
+            return f"plain+{super().v}"
+
+    other = Plain()
+    assert [other.v, "_v" in vars(other) and other._v.is_set()] == ["plain+base", False]
+
+
+def test_classes_of_one_name_override_each_other():
+    def make(base):
+        class In(base):
+            @property
+            @persisted("_v")
+            def v(self):
+                return [] if base is object else [*super().v, base.__name__]
+
+        return In
+
+    one = make(make(make(object)))()
+    assert [one.v, one.v is one.v] == [["In", "In"], True]
+
+
+def test_a_wrapped_method_below_is_persisted():
+    class In:
+        @property
+        @persisted("_v")
+        @named
+        def v(self):
+            calls.append("v")
+            return 1
+
+        @persisted_property
+        @named
+        def p(self):
+            calls.append("p")
+            return 2
+
+    one = In()
+    assert [one.v, one.v, one.p, one.p, one._v.is_set()] == [1, 1, 2, 2, True]
+    assert calls == ["v", "p"]
+
+
+def test_a_method_of_a_metaclass_that_another_one_overrides():
+    class Meta(type):
+        @persisted("_v")
+        def v(cls):
+            return "meta"
+
+    class SubMeta(Meta):
+        @persisted("_v")
+        def v(cls):
+            return f"sub+{super().v()}"
+
+    class In(metaclass=SubMeta):
+        pass
+
+    assert [In.v(), In.v()] == ["sub+meta", "sub+meta"]
 
 
 def test_deleting_the_work_of_a_property_computes_again():

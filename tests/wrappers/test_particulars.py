@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
+import pickle
 import threading
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from zpersist import (
     FailureFilterStash,
     InvalidArgumentError,
     InvalidDelegateError,
+    InvalidKeyError,
     KeyLimitStash,
     KeySubsetStash,
     LRUCacheStash,
@@ -37,6 +40,7 @@ from zpersist import (
     SqliteStash,
     StorageError,
     UnionStash,
+    UnsupportedOperationError,
 )
 from zpersist.testing.reading import in_threads
 
@@ -426,6 +430,69 @@ def test_protective(elsewhere, caplog):
         stash.dump("", 1)
 
 
+def test_protective_raises_what_says_nothing_about_the_value(elsewhere):
+    stash = ProtectiveStash(KeyLimitStash(DictionaryStash()))
+    with pytest.raises(UnsupportedOperationError):
+        stash.add("k", "value")
+    assert "k" not in stash
+    with pytest.raises(InvalidKeyError):
+        ProtectiveStash(DirectoryStash("data")).add("", 1)
+
+
+@pytest.mark.parametrize("error", [StorageError(16, "busy"), OutcomeUnknownError(5, "unsure"), ReadOnlyError("no")])
+@pytest.mark.parametrize("verb", ["dump", "add"])
+def test_protective_writes_no_error_of_the_store_over_a_value(error, verb):
+    class Once(DictionaryStash):
+        """Fails once, and then works."""
+
+        errors = [error]
+
+        def dump(self, name, inst):
+            super().dump(name, inst)
+            if self.errors:
+                raise self.errors.pop()
+
+        def add(self, name, inst):
+            self.dump(name, inst)
+            return True
+
+    stash = ProtectiveStash(Once())
+    Once.errors = [error]
+    with pytest.raises(type(error)):
+        getattr(stash, verb)("a", "good")
+    assert stash["a"] == "good"
+
+
+def test_protective_and_a_value_that_is_too_large():
+    class Small(DictionaryStash):
+        def dump(self, name, inst):
+            if inst == "large":
+                raise StorageError(errno.EFBIG, "too large")
+            super().dump(name, inst)
+
+    stash = ProtectiveStash(Small())
+    stash.dump("a", "large")
+    assert stash["a"].errno == errno.EFBIG
+
+
+def test_protective_add_leaves_what_another_one_adds_meanwhile(elsewhere):
+    class Racing(DirectoryStash):
+        asked = 0
+
+        def exists(self, name):
+            there = super().exists(name)
+            self.asked += 1
+            if self.asked == 2:
+                self.dump(name, "another one's")
+            return there
+
+        add = DirectoryStash.add
+
+    stash = ProtectiveStash(Racing("data"))
+    assert not stash.add("a", lambda: None)
+    assert stash["a"] == "another one's"
+
+
 def test_failures_are_hidden(elsewhere):
     results = DictionaryStash({"a": 1, "b": Failure(ValueError("no"))})
     stash = FailureFilterStash(results, "good.dat")
@@ -434,6 +501,73 @@ def test_failures_are_hidden(elsewhere):
         stash = FailureFilterStash(results, "good.dat")
     stash.dump("b", 2)
     assert dict(stash) == {"a": 1, "b": 2}
+
+
+class Pausing(DictionaryStash):
+    """Does something in the middle of being listed."""
+
+    pause = staticmethod(lambda: None)
+
+    def load_many(self, names):
+        found = super().load_many(names)
+        self.pause()
+        return found
+
+    def items(self):
+        yield from list(super().items())
+        self.pause()
+
+
+def test_a_list_of_failures_from_before_a_write_is_not_kept(elsewhere):
+    delegate = Pausing({"a": 1})
+    stash = FailureFilterStash(delegate, "good.dat")
+
+    def write():
+        delegate.pause = lambda: None
+        in_threads(1, lambda _: stash.dump("b", 2))
+
+    delegate.pause = write
+    len(stash)
+    assert sorted(FailureFilterStash(delegate, "good.dat")) == [("a", 1), ("b", 2)]
+    assert sorted(stash) == [("a", 1), ("b", 2)]
+    delegate.pause = write
+    Path("good.dat").unlink()
+    len(FailureFilterStash(delegate, "good.dat"))
+    assert sorted(stash) == [("a", 1), ("b", 2)]
+
+
+def test_failures_are_found_out_again_by_other_stashes_on_the_file(elsewhere):
+    delegate = DictionaryStash({"a": 1})
+    one, other = FailureFilterStash(delegate, "good.dat"), FailureFilterStash(delegate, "good.dat")
+    assert [len(one), len(other)] == [1, 1]
+    one.dump("b", 2)
+    one.dump("c", Failure(ValueError("no")))
+    assert [len(one), len(other)] == [2, 2]
+    assert sorted(pickle.loads(pickle.dumps(one))) == [("a", 1), ("b", 2)]
+
+
+def test_failures_are_hidden_among_threads(elsewhere):
+    stash = FailureFilterStash(DictionaryStash(), "good.dat")
+
+    def work(number):
+        for turn in range(60):
+            stash[f"{number}-{turn}"] = turn
+            assert f"{number}-{turn}" in stash
+            assert len(stash) > turn // 2
+            if turn % 2:
+                assert stash.delete(f"{number}-{turn}")
+
+    in_threads(8, work)
+    assert len(stash) == len(FailureFilterStash(stash.delegate, "good.dat")) == 8 * 30
+    assert sorted(in_threads(8, lambda _: stash.delete("0-0"))) == [False] * 7 + [True]
+
+
+def test_a_list_that_can_not_be_deleted_is_an_error_before_anything_is_written(elsewhere):
+    stash = FailureFilterStash(DictionaryStash(), "good.dat")
+    Path("good.dat").mkdir()
+    with pytest.raises(StorageError, match=r"can not delete.*good\.dat"):
+        stash.dump("a", 1)
+    assert not stash.delegate
 
 
 def test_delegate_by_default_keeps_nothing():

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 from attrs import define, field
 
 from zpersist.errors import CorruptValueError, InvalidArgumentError, MissingDataKeysError
-from zpersist.files.atomic import make_directory
+from zpersist.files.atomic import make_directory, storage_error, sync_directory
 from zpersist.files.locks import directory_lock
 from zpersist.files.paths import as_path
 from zpersist.stash import MISSING, Missing
@@ -224,13 +224,31 @@ class DirectoryCompositeStash(DirectoryStash[V]):
 
     def delete(self, name: str) -> bool:
         """Remove an object with all its groups, and return whether it was there."""
-        there = DirectoryStash.delete(self, name)
-        for stash in self._stash_by_group.values():
-            stash.delete(name)
+        path = self._file(name)
+        try:
+            with directory_lock(self._root, shared=False):
+                # The object first: groups without one are not seen, and the next dump writes over them.
+                there = _unlink(path)
+                for stash in self._stash_by_group.values():
+                    stash.delete(name)
+        except FileNotFoundError:
+            return False
+        if there and self.durability == "fsync":
+            sync_directory(self._root)
         return there
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         return _restore, (type(self), self._top, self._groups, self.attribute_name, self.load_keys, self._options)
+
+
+def _unlink(path: str) -> bool:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return False
+    except OSError as err:
+        raise storage_error(err, "can not delete", path) from err
+    return True
 
 
 def _restore(

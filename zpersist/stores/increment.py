@@ -66,9 +66,21 @@ class IncrementKeyDirectoryStash(DirectoryStash[V]):
         else:
             super().dump(cast(str, name), inst)
 
+    # Given beside load(), which only adds a default: else it would follow from that by two looks at the file.
+    _fetch = DirectoryStash._fetch
+
     def load(self, name: str | None = None) -> V | None:
         """Return the value of a key, by default of the last one."""
-        return super().load(self.get_last_key() if name is None else name)
+        if name is not None:
+            return super().load(name)
+        before = None
+        while (last := self.get_last_key()) != before:
+            value = DirectoryStash._fetch(self, last)
+            if value is not MISSING:
+                return value
+            # Deleted since it was listed, so that another one is the last; or there is none.
+            before = last
+        return None
 
     def keys(self) -> Iterator[str]:
         """Iterate over the keys that are whole numbers, in no order."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dbm
 import errno
 import os
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any, TypeVar
 from attrs import define, field, setters
 
 from zpersist.codecs import Codec, PickleCodec, check_codec
-from zpersist.errors import StorageError
+from zpersist.errors import CorruptValueError, StorageError
 from zpersist.files.atomic import make_directory, storage_error
 from zpersist.files.envelope import pack, unpack
 from zpersist.files.locks import Claims, KeyLocks, LockHandle
@@ -34,6 +35,24 @@ _FILES = {
     "dbm.gnu": ("",),
     "dbm.sqlite3": ("", "-wal", "-shm"),
 }
+
+# What dbm.dumb raises, beside OSError, for an index of which some bytes are others.
+_DAMAGE = (SyntaxError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError)
+
+# SQLITE_CORRUPT and SQLITE_NOTADB, without an import of sqlite3.
+_SQLITE_DAMAGE = (11, 26)
+
+_shelves: weakref.WeakSet[ShelveStash[Any]] = weakref.WeakSet()
+# Inherited by a forked child: closing one there could write what the parent has not, or take its lock away.
+_left_behind: list[Any] = []
+
+
+def _after_fork_in_child() -> None:
+    for shelf in tuple(_shelves):
+        shelf._leave_behind()
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 @define(slots=False, eq=False)
@@ -56,6 +75,13 @@ class ShelveStash(CloseableStash[V]):
         Turns values into bytes and back.
     timeout :
         The most seconds to wait for another process that has the database open.
+
+    Raises
+    ------
+    CorruptValueError
+        The database or the value is damaged.
+    StorageError
+        The operating system or the DBM refused, or another process has the database open for too long.
 
     Notes
     -----
@@ -84,7 +110,6 @@ class ShelveStash(CloseableStash[V]):
     _locks: KeyLocks = field(init=False, repr=False)
     _lock: ForkLock = field(init=False, repr=False, factory=ForkLock)
     _db: Any = field(init=False, repr=False, default=None)
-    _pid: int = field(init=False, repr=False, default=0)
     _depth: int = field(init=False, repr=False, default=0)
     _handle: LockHandle | None = field(init=False, repr=False, default=None)
     _live: dict[str, tuple[bytes, V]] = field(init=False, repr=False, factory=dict)
@@ -92,6 +117,7 @@ class ShelveStash(CloseableStash[V]):
     def __attrs_post_init__(self) -> None:
         self._file = os.path.abspath(self.path)
         self._locks = KeyLocks.beside(self._file)
+        _shelves.add(self)
 
     @classmethod
     def get_extension(cls) -> str | None:
@@ -111,33 +137,58 @@ class ShelveStash(CloseableStash[V]):
     @property
     def is_open(self) -> bool:
         """Whether the database is open, and other processes wait."""
-        return self._handle is not None and self._pid == os.getpid()
+        return self._handle is not None
 
     # opening and closing
 
     @contextmanager
     def _opened(self) -> Iterator[Any]:
         with self._lock:
-            if self._pid != os.getpid():
-                self._db, self._handle, self._depth, self._pid = None, None, 0, os.getpid()
+            pid = os.getpid()
             self._depth += 1
             try:
                 if self._db is None:
                     self._open()
                 yield self._db
-            except StorageError:
-                raise
-            except OSError as err:
-                raise storage_error(err, "the DBM refused", self._file) from err
-            except dbm.error[0] as err:
-                raise StorageError(errno.EIO, f"the DBM refused: {err}", self._file) from err
             finally:
-                self._depth -= 1
-                if not self._depth and self.auto_close:
-                    self._close()
-                elif not self._depth and type(self._db).__module__ == "dbm.sqlite3":
-                    # Bound to the thread that opened it; the lock stays.
-                    self._close_database()
+                # In a child that was forked in between, nothing is open any more.
+                if pid == os.getpid():
+                    self._depth -= 1
+                    if not self._depth:
+                        self._rest()
+
+    def _rest(self) -> None:
+        if self.auto_close:
+            self._close()
+        elif type(self._db).__module__ == "dbm.sqlite3":
+            # Bound to the thread that opened it; the lock stays.
+            self._close_database()
+
+    @contextmanager
+    def _driving(self, what: str = "the DBM refused") -> Iterator[None]:
+        """Raise errors of ours for those of the DBM; around its calls only, for the functions of users raise any."""
+        try:
+            yield
+        except MemoryError:
+            raise
+        except Exception as err:
+            if self._tells_damage(err):
+                raise CorruptValueError(
+                    f"the shelf {self._file} is damaged, or is none: {str(err) or type(err).__name__}; look at its "
+                    f"files, then delete them, or restore them from a copy"
+                ) from err
+            if isinstance(err, OSError):
+                raise storage_error(err, what, self._file) from err
+            raise StorageError(errno.EIO, f"{what}: {err}", self._file) from err
+
+    def _tells_damage(self, err: Exception) -> bool:
+        if isinstance(err, dbm.error[0]):
+            return dbm.whichdb(self._file) == ""  # there is a file, of no kind
+        # dbm.sqlite3 raises an error of its own while it handles that of SQLite.
+        cause = err.__context__ if type(err).__module__ == "dbm.sqlite3" else err
+        place_before_the_start = isinstance(err, OSError) and err.errno == errno.EINVAL
+        code: int = getattr(cause, "sqlite_errorcode", 0)
+        return isinstance(err, _DAMAGE) or place_before_the_start or code & 0xFF in _SQLITE_DAMAGE
 
     def _open(self) -> None:
         make_directory(os.path.dirname(self._file))
@@ -151,19 +202,27 @@ class ShelveStash(CloseableStash[V]):
                     self._file,
                 ) from err
         try:
-            self._db = dbm.open(self._file, "c", 0o600)  # noqa: SIM115 - it stays open
-        except BaseException as err:
+            with self._driving("can not open the shelf"):
+                self._db = dbm.open(self._file, "c", 0o600)  # noqa: SIM115 - it stays open
+        except BaseException:
             self._close()
-            if isinstance(err, OSError):
-                raise storage_error(err, "can not open the shelf", self._file) from err
-            if isinstance(err, dbm.error[0]):
-                raise StorageError(errno.EIO, f"can not open the shelf: {err}", self._file) from err
             raise
+
+    def _leave_behind(self) -> None:
+        """Drop, in a forked child, what belongs to its parent, and write nothing on the way."""
+        db, self._db = self._db, None
+        self._handle, self._depth, self._live = None, 0, {}
+        if db is not None:
+            if type(db).__module__ == "dbm.dumb":
+                # It would write its index when it is closed or collected, which may be when the child ends.
+                db._index = None
+            _left_behind.append(db)
 
     def _close_database(self) -> None:
         db, self._db = self._db, None
         if db is not None:
-            db.close()
+            with self._driving():
+                db.close()
 
     def _close(self) -> None:
         handle, self._handle = self._handle, None
@@ -194,14 +253,16 @@ class ShelveStash(CloseableStash[V]):
     def _write_back(self, name: str, old: bytes, value: V) -> None:
         data = self._encode(name, value)
         if data != old:
-            self._db[name.encode()] = data
+            with self._driving():
+                self._db[name.encode()] = data
 
     def __getstate__(self) -> dict[str, object]:
-        lost = ("_db", "_depth", "_handle", "_live", "_lock", "_pid")
+        lost = ("_db", "_depth", "_handle", "_live", "_lock")
         return {name: value for name, value in self.__dict__.items() if name not in lost}
 
     def __setstate__(self, state: dict[str, object]) -> None:
-        self.__dict__.update(state, _db=None, _handle=None, _live={}, _lock=ForkLock(), _pid=0, _depth=0)
+        self.__dict__.update(state, _db=None, _handle=None, _live={}, _lock=ForkLock(), _depth=0)
+        _shelves.add(self)
 
     # values
 
@@ -218,7 +279,8 @@ class ShelveStash(CloseableStash[V]):
         with self._opened() as db:
             if name in self._live:
                 return self._live[name][1]
-            data = db.get(name.encode())
+            with self._driving():
+                data = db.get(name.encode())
             if data is None:
                 return MISSING
             value: V = unpack(data, self.codec, name, self._file)
@@ -230,13 +292,14 @@ class ShelveStash(CloseableStash[V]):
         check_str_key(name)
         data = self._encode(name, inst)
         with self._opened() as db:
-            db[name.encode()] = data
+            with self._driving():
+                db[name.encode()] = data
             self._remember(name, data, inst)
 
     def delete(self, name: str) -> bool:
         """Remove a key, and return whether it was there."""
         check_str_key(name)
-        with self._opened() as db:
+        with self._opened() as db, self._driving():
             self._live.pop(name, None)
             try:
                 del db[name.encode()]
@@ -247,14 +310,13 @@ class ShelveStash(CloseableStash[V]):
     def exists(self, name: str) -> bool:
         """Return whether a key is there."""
         check_str_key(name)
-        with self._opened() as db:
+        with self._opened() as db, self._driving():
             return name.encode() in db
 
     def keys(self) -> Iterator[str]:
         """Iterate over the keys as they are at this moment, in no order."""
-        with self._opened() as db:
-            names = db.keys()
-        return (name.decode() for name in names)
+        with self._opened() as db, self._driving():
+            return iter([name.decode() for name in db.keys()])
 
     @native
     def add(self, name: str, inst: V) -> bool:
@@ -269,9 +331,16 @@ class ShelveStash(CloseableStash[V]):
     def update(self, name: str, fn: Callable[[Any], V], default: Any = None) -> V:
         """Replace a value by what a function makes of it; the database is open and locked meanwhile."""
         with self._opened():
+            lives = name in self._live
             value = self._fetch(name)
-            value = fn(default if value is MISSING else value)
-            self.dump(name, value)
+            try:
+                value = fn(default if value is MISSING else value)
+                self.dump(name, value)
+            except BaseException:
+                # What fn has changed before it failed is not written back.
+                if not lives:
+                    self._live.pop(name, None)
+                raise
             return value
 
     @native
@@ -289,7 +358,7 @@ class ShelveStash(CloseableStash[V]):
 
     @native
     def __len__(self) -> int:
-        with self._opened() as db:
+        with self._opened() as db, self._driving():
             return len(db.keys())
 
     def _flight(self, name: str, purpose: str = "key") -> AbstractContextManager[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import zipfile
 from collections.abc import Iterable
@@ -10,7 +11,7 @@ from typing import Any
 
 from attrs import define, field
 
-from zpersist.errors import CorruptValueError, DecodeError, InvalidArgumentError
+from zpersist.errors import CorruptValueError, DecodeError, InvalidArgumentError, ZPersistError
 from zpersist.files.atomic import storage_error
 from zpersist.files.paths import as_path
 from zpersist.forklock import ForkLock
@@ -82,24 +83,34 @@ class ZipStash(ReadOnlyStash[bytes | str], CloseableStash[bytes | str]):
                 self.close()
             try:
                 archive = zipfile.ZipFile(self.path)
-            except zipfile.BadZipFile as err:
-                raise CorruptValueError(f"{self.path} is damaged, or no ZIP archive: {err}") from err
-            except OSError as err:
-                raise storage_error(err, "can not open the archive", self.path) from err
+            except MemoryError:
+                raise
+            except Exception as err:
+                raise self._refused(err, f"{self.path} is damaged, or no ZIP archive") from err
             self._opened = os.getpid(), self.path, archive
             return archive
+
+    def _refused(self, err: Exception, damaged: str) -> ZPersistError:
+        # For odd bytes zipfile and the decompressors raise all kinds of exceptions; bzip2, and a seek to a place before
+        # the start, an OSError.
+        if isinstance(err, OSError) and err.errno not in (None, errno.EINVAL):
+            return storage_error(err, "can not read the archive", self.path)
+        return CorruptValueError(f"{damaged}: {str(err) or type(err).__name__}")
 
     def _member(self, name: str) -> str:
         return name if self.root is None else f"{self.root}/{name}"
 
     def _fetch(self, name: str) -> bytes | str | Missing:
-        try:
-            with self._lock:
-                data = self._archive().read(self._member(name)) if self.exists(name) else None
-        except zipfile.BadZipFile as err:
-            raise CorruptValueError(f"{name!r} in {self.path} is damaged: {err}") from err
-        if data is None:
-            return MISSING
+        with self._lock:
+            if not self.exists(name):
+                return MISSING
+            archive = self._archive()
+            try:
+                data = archive.read(self._member(name))
+            except MemoryError:
+                raise
+            except Exception as err:
+                raise self._refused(err, f"{name!r} in {self.path} is damaged, or can't be unpacked here") from err
         try:
             return data if self.encoding is None else data.decode(self.encoding)
         except UnicodeDecodeError as err:

@@ -7,13 +7,13 @@ class) has them in a table beside it, which forgets them when the owner dies.
 from __future__ import annotations
 
 import sys
-import threading
 import weakref
 from contextlib import suppress
 from types import MemberDescriptorType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from zpersist.errors import OwnerError, WorkNameError
+from zpersist.forklock import ForkLock
 
 if TYPE_CHECKING:
     from zpersist.work.work import PersistedWork
@@ -64,7 +64,7 @@ class _Beside:
     """The works of owners that have no room for them."""
 
     def __init__(self) -> None:
-        self._guard = threading.RLock()
+        self._guard = ForkLock()
         self._entries: dict[int, tuple[_Reference, dict[str, Any]]] = {}
         self._sweep_at = 64
 
@@ -97,18 +97,24 @@ class _Beside:
 
 _beside = _Beside()
 
+_registering = ForkLock()
+
 
 def class_registry(cls: type) -> dict[Any, Any]:
     """Return what is kept on a class itself, not on its bases or subclasses."""
-    registry = cls.__dict__.get(_REGISTRY)
-    if registry is None:
-        try:
-            setattr(cls, _REGISTRY, {})
-        except (AttributeError, TypeError) as err:
-            raise OwnerError(f"nothing can be kept on the class {cls.__qualname__}: {err}") from err
-        registry = cls.__dict__[_REGISTRY]
-    found: dict[Any, Any] = registry
-    return found
+    registry: dict[Any, Any] | None = cls.__dict__.get(_REGISTRY)
+    return _new_registry(cls) if registry is None else registry
+
+
+def _new_registry(cls: type) -> dict[Any, Any]:
+    with _registering:
+        if _REGISTRY not in cls.__dict__:
+            try:
+                setattr(cls, _REGISTRY, {})
+            except (AttributeError, TypeError) as err:
+                raise OwnerError(f"nothing can be kept on the class {cls.__qualname__}: {err}") from err
+        registry: dict[Any, Any] = cls.__dict__[_REGISTRY]
+        return registry
 
 
 def _room(owner: object, name: str) -> dict[str, Any] | MemberDescriptorType:

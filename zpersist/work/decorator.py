@@ -276,12 +276,29 @@ def _in_class_body(fn: Function) -> bool:
 
 
 def is_overridden(fn: Function, owner: object) -> bool:
-    """Return whether the class of an owner has another attribute in the place of a method."""
+    """Return whether the class of an owner has another attribute in the place of a method that it inherits."""
     cls = owner if isinstance(owner, type) else type(owner)
-    found: Any = inspect.getattr_static(cls, getattr(fn, "__name__", ""), None)
-    for inner in ("fget", "fn", "__func__"):
-        found = getattr(found, inner, found)
-    return found is not None and (not callable(found) or inspect.unwrap(found) is not fn)
+    # A method whose owner is a class may be one of its metaclass.
+    kinds: tuple[type, ...] = (cls, type(cls)) if cls is owner else (cls,)
+    name = getattr(fn, "__name__", "")
+    places = [base for kind in kinds for base in kind.__mro__ if name in base.__dict__]
+    for base in places:
+        if _leads_to(base.__dict__[name], fn):
+            return base is not places[0]
+    # A foreign decorator may hide the method; the class in whose body it stands has the start of its name.
+    home = getattr(fn, "__module__", ""), getattr(fn, "__qualname__", "").rpartition(".")[0]
+    for base in places:
+        if (base.__module__, base.__qualname__) == home:
+            return base is not places[0]
+    return False
+
+
+def _leads_to(attribute: Any, fn: Function) -> bool:
+    """Return whether an attribute of a class can be seen to be a method, whatever stands around it."""
+    for inner in ("fget", "fn", "func", "__func__"):
+        attribute = getattr(attribute, inner, attribute)
+    # What lies below @persisted may be wrapped itself.
+    return callable(attribute) and inspect.unwrap(attribute, stop=lambda found: found is fn) is fn
 
 
 def _claim(work: PersistedWork, fn: Function, owner: object) -> bool:

@@ -74,8 +74,7 @@ async def _fly(work: Work, body: Body) -> Any:
         if cell.epoch != epoch:
             # Cleared or set meanwhile: those who asked before get what they asked for, nobody else does.
             return value
-        if cell.get() is MISSING:
-            cell.value = value
+        cell.begin(value)
         return cell.value
 
 
@@ -92,7 +91,7 @@ async def _load_or_compute(work: Work, level: Level, body: Body) -> Any:
         if value is MISSING:
             value = await _compute(work, body)
             if work._cell.epoch == epoch:
-                await asyncio.to_thread(level.dump, value)
+                value = await asyncio.to_thread(level.offer, value)
         return value
     finally:
         handle.release()

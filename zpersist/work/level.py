@@ -5,12 +5,15 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from contextlib import AbstractContextManager
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 from zpersist.codecs import Codec
-from zpersist.errors import CorruptValueError, FormatVersionError, StorageError
+from zpersist.errors import CorruptValueError, FormatVersionError, StorageError, UnsupportedOperationError
 from zpersist.files.atomic import Durability, close_quietly, make_directory, storage_error, sync_directory, write_file
 from zpersist.files.envelope import WrongTagError, open_frame, pack, read_file
 from zpersist.files.locks import KeyLocks, LockHandle
@@ -34,6 +37,9 @@ class Level(Protocol):
     def dump(self, value: object) -> None:
         """Keep a value."""
 
+    def offer(self, value: Any) -> Any:
+        """Keep what was computed, unless another one has kept a value meanwhile; return the one that is kept."""
+
     def clear(self) -> None:
         """Delete the value, if there is one."""
 
@@ -47,7 +53,57 @@ class Level(Protocol):
         """Take that lock if it is free."""
 
 
-class FileLevel:
+class _Own(threading.local):
+    """For the places for which this thread computes: whether it has kept something there itself since it began."""
+
+    def __init__(self) -> None:
+        self.kept: dict[Any, bool] = {}
+
+
+_own = _Own()
+
+
+class _Place(ABC):
+    """A place that knows what the one who computes has kept there himself.
+
+    A method may keep what is not its result yet: by ``set()``, or by another work of the same place.  Its result
+    replaces that, and nothing else.
+    """
+
+    @property
+    @abstractmethod
+    def _where(self) -> Any: ...
+
+    @abstractmethod
+    def _lock(self) -> AbstractContextManager[None]: ...
+
+    @contextmanager
+    def flight(self) -> Iterator[None]:
+        with self._lock():
+            where = self._where
+            outer = _own.kept.get(where)
+            _own.kept[where] = False
+            try:
+                yield
+            finally:
+                inner = _own.kept.pop(where)
+                if outer is not None:
+                    _own.kept[where] = outer or inner
+
+    def _keeps(self) -> bool:
+        """Return whether this thread has kept something here since it began to compute, and note that it does now."""
+        where = self._where
+        kept = _own.kept.get(where)
+        if kept is not None:
+            _own.kept[where] = True
+        return bool(kept)
+
+
+class _Changed(Exception):  # noqa: N818 - a signal, not an error
+    """Somebody else wrote between our look and our writing."""
+
+
+class FileLevel(_Place):
     """A value in a file."""
 
     def __init__(
@@ -103,9 +159,53 @@ class FileLevel:
             )
 
     def dump(self, value: object) -> None:
+        self._keeps()
+        self._write(value, self._replace)
+
+    def offer(self, value: Any) -> Any:
+        if self._keeps():
+            self.dump(value)
+            return value
+        while True:
+            # What can't be read, or is of another version, is no value: it is replaced, if it is still the same file.
+            seen = self._identity()
+            kept = self.load()
+            if kept is not MISSING:
+                return kept
+            try:
+                self._write(value, self._replace_if(seen))
+            except _Changed:
+                continue
+            return value
+
+    def _write(self, value: object, place: Callable[[str, str], None]) -> None:
         self.check()
         sweep(self._folder)
-        write_file(self.path, pack(self._codec, value, self.path, tag=self._version), durability=self._durability)
+        parts = pack(self._codec, value, self.path, tag=self._version)
+        write_file(self.path, parts, durability=self._durability, place=place)
+
+    def _replace(self, temporary: str, path: str) -> None:
+        with self._locks.hold("write"):
+            os.replace(temporary, path)
+
+    def _replace_if(self, seen: tuple[int, int, int] | None) -> Callable[[str, str], None]:
+        def place(temporary: str, path: str) -> None:
+            with self._locks.hold("write"):
+                if self._identity() != seen:
+                    raise _Changed
+                os.replace(temporary, path)
+
+        return place
+
+    def _identity(self) -> tuple[int, int, int] | None:
+        try:
+            found = os.stat(self.path)
+        except FileNotFoundError:
+            return None
+        except OSError as err:
+            raise storage_error(err, "can not look for", self.path) from err
+        # The number of a file that was replaced may be given to another one.
+        return found.st_dev, found.st_ino, found.st_mtime_ns
 
     def clear(self) -> None:
         try:
@@ -131,7 +231,11 @@ class FileLevel:
         finally:
             close_quietly(fd)
 
-    def flight(self) -> AbstractContextManager[None]:
+    @property
+    def _where(self) -> Any:
+        return self.path
+
+    def _lock(self) -> AbstractContextManager[None]:
         return self._locks.hold("work")
 
     def try_flight(self) -> LockHandle | None:
@@ -146,7 +250,11 @@ class _NoLock:
         """Do nothing: there is nothing to release."""
 
 
-class StashLevel:
+# What link() says on a file system without links: a directory can't add there, but it can dump.
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP)
+
+
+class StashLevel(_Place):
     """A value under a key of a stash."""
 
     def __init__(self, stash: Stash[Any], key: str, version: str) -> None:
@@ -160,7 +268,24 @@ class StashLevel:
         """Nothing can be known before."""
 
     def dump(self, value: object) -> None:
+        self._keeps()
         self._stash.dump(self._key, value)
+
+    def offer(self, value: Any) -> Any:
+        if not self._keeps():
+            try:
+                if self._stash.add(self._key, value):
+                    return value
+            except UnsupportedOperationError:
+                pass
+            except StorageError as err:
+                if err.errno not in _NO_LINKS:
+                    raise
+            kept = self.load()
+            if kept is not MISSING:
+                return kept
+        self.dump(value)
+        return value
 
     def clear(self) -> None:
         self._stash.delete(self._key)
@@ -168,7 +293,11 @@ class StashLevel:
     def exists(self) -> bool:
         return self._stash.exists(self._key)
 
-    def flight(self) -> AbstractContextManager[None]:
+    @property
+    def _where(self) -> Any:
+        return id(self._stash), self._key
+
+    def _lock(self) -> AbstractContextManager[None]:
         return self._stash._flight(self._key)
 
     def try_flight(self) -> LockHandle | None:

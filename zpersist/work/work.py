@@ -22,6 +22,10 @@ from zpersist.work.level import FileLevel, Level, StashLevel
 __all__ = ["Cell", "PersistedWork"]
 
 
+# Held for the moment of a store, unlike the lock of a cell, which is held as long as anybody computes.
+_storing = ForkLock()
+
+
 class Cell:
     """A place for one value in memory; an unset ``value`` means that there is none."""
 
@@ -38,6 +42,17 @@ class Cell:
     def get(self) -> Any:
         """Return the value, or ``MISSING``."""
         return getattr(self, "value", MISSING)
+
+    def put(self, value: Any) -> None:
+        """Keep a value, in place of the one that is there."""
+        with _storing:
+            self.value = value
+
+    def begin(self, value: Any) -> None:
+        """Keep a value if there is none, whether anybody computes or not."""
+        with _storing:
+            if not hasattr(self, "value"):
+                self.value = value
 
     def clear(self) -> None:
         """Forget the value, and what is being computed."""
@@ -141,7 +156,7 @@ class PersistedWork(Deallocatable):
     Notes
     -----
     *Concurrency*: among threads and processes one computes, the others wait; the death of the one that computes
-    lets another one in.
+    lets another one in.  What another one sets meanwhile stays, and is what the one that computes gets.
     *Durability*: see ``durability``.
     *Trust*: that of the codec, for everybody who may write the file.
 
@@ -211,7 +226,7 @@ class PersistedWork(Deallocatable):
         if owner is not None:
             self.owner = owner
         if initial_value is not MISSING:
-            self._cell.value = initial_value
+            self._cell.begin(initial_value)
 
     # owner
 
@@ -232,9 +247,8 @@ class PersistedWork(Deallocatable):
         where = level.path if isinstance(level, FileLevel) else self.name
         shared: Cell = class_registry(cls).setdefault("cells", {}).setdefault(where, Cell())
         own = self._cell.get()
-        if own is not MISSING and shared.get() is MISSING:
-            # Not under the lock, which is held as long as anybody computes.
-            shared.value = own
+        if own is not MISSING:
+            shared.begin(own)
         self._cell = shared
 
     def _owned_by(self, owner: object) -> PersistedWork:
@@ -247,12 +261,12 @@ class PersistedWork(Deallocatable):
         twin: PersistedWork = object.__new__(type(self))
         twin.__dict__.update(self.__dict__, _cell=Cell())
         twin.owner = owner
-        if self.initial_value is not MISSING:
-            twin._cell.value = self.initial_value
         if self.mirror is not None:
             value = vars(owner).get(self.mirror, MISSING)
             if value is not MISSING:
-                twin._cell.value = value
+                twin._cell.begin(value)
+        if self.initial_value is not MISSING:
+            twin._cell.begin(self.initial_value)
         return twin
 
     # the result
@@ -276,7 +290,7 @@ class PersistedWork(Deallocatable):
             value = cell.get()
             if value is MISSING:
                 value = self._load_or_compute(args, kwargs)
-                cell.value = value
+                cell.put(value)
             return value
 
     def _load_or_compute(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -289,10 +303,7 @@ class PersistedWork(Deallocatable):
         level.check()
         with level.flight():
             value = level.load()
-            if value is MISSING:
-                value = self._compute(args, kwargs)
-                level.dump(value)
-            return value
+            return level.offer(self._compute(args, kwargs)) if value is MISSING else value
 
     def _compute(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         value = (self.__do_work__ if self.worker is None else self.worker)(*args, **kwargs)
@@ -314,7 +325,7 @@ class PersistedWork(Deallocatable):
             if self._level is not None:
                 self._level.dump(obj)
             cell.clear()
-            cell.value = obj
+            cell.put(obj)
             self._unmirror()
 
     def is_set(self) -> bool:
