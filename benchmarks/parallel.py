@@ -55,8 +55,8 @@ class Sink(NoopStash[Any]):
 
     shared = True
 
-    def _companion(self, purpose: str) -> Stash[Any]:
-        return DirectoryStash(f"sink-{purpose}")
+    def exists(self, name: str) -> bool:
+        return True
 
 
 def small(item: int) -> dict[str, int]:

@@ -45,8 +45,8 @@ class Sink(NoopStash):
 
     shared = True
 
-    def _companion(self, purpose):
-        return DirectoryStash(f"sink-{purpose}")
+    def exists(self, name):
+        return True
 
 
 def square(n):

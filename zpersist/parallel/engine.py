@@ -65,8 +65,6 @@ class SerialEngine(Engine):
     def __init__(self, job: Job) -> None:
         self._job = job
         self._task: tuple[Task, bool] | None = None
-        # It is where the parent is.
-        job.probe = None
         job.work.begin(away=False)
 
     def room(self, cheap: bool) -> int:

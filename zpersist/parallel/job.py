@@ -63,6 +63,8 @@ class Report(NamedTuple):
     #: The place among the items that each pair comes from.
     places: list[int] = []  # noqa: RUF012 - never changed
     records: list[logging.LogRecord] = []  # noqa: RUF012
+    #: The first key that was kept.
+    first: str = ""
     #: The pairs as bytes, on their way to the parent.
     sealed: bytes = b""
 
@@ -82,7 +84,7 @@ class Job:
     failures :
         Where a worker keeps what failed; ``None``: it tells the parent alone.
     probe :
-        A stash at the delegate's place and a key: a worker writes there first, so that the parent sees that it can.
+        A stash at the delegate's place and a key: a worker writes there first, so that the parent sees that it arrives.
     wants_keys :
         Whether the parent wants the keys of what was kept.
     budget :
@@ -163,6 +165,7 @@ class _Doing:
         self.failures: dict[int, Failure] = {}
         self.pairs: list[tuple[str, Any]] = []
         self.pair_places: list[int] = []
+        self.first = ""
 
     def report(self) -> Report:
         fatal = None
@@ -175,7 +178,7 @@ class _Doing:
             # An interrupt: what was made is kept.
             self._keep()
             raise
-        return Report(done, now() - self.began, self.failures, fatal, self.pairs, self.pair_places)
+        return Report(done, now() - self.began, self.failures, fatal, self.pairs, self.pair_places, first=self.first)
 
     def _divisible(self) -> int:
         job, count = self.job, len(self.items)
@@ -284,6 +287,7 @@ class _Doing:
         try:
             try:
                 delegate.dump_many(batch)
+                self.first = self.first or batch[0][0]
             except EncodeError:
                 self._keep_one_by_one(delegate, batch, places)
         except Exception as err:
@@ -297,6 +301,7 @@ class _Doing:
         for place, (key, value) in zip(places, batch, strict=True):
             try:
                 delegate.dump(key, value)
+                self.first = self.first or key
             except EncodeError as err:
                 if self.job.on_error == "raise" or place < 0:
                     raise

@@ -28,7 +28,7 @@ from zpersist.parallel.pool import PoolEngine, check_start_method
 from zpersist.parallel.progress import Progress
 from zpersist.parallel.run import Run, Summary
 from zpersist.parallel.schedule import Schedule, Task
-from zpersist.stash import MISSING, Stash
+from zpersist.stash import MISSING, Stash, native
 from zpersist.wrappers.factory import check_keeps
 from zpersist.wrappers.prime import Completion, PrimablePreemptiveStash, companion_of
 
@@ -296,7 +296,8 @@ class MultiProcessStash(PrimablePreemptiveStash[V]):
             self.delegate if shared else None,
             self.on_error,
             failures=failures if shared and failures.shared else None,
-            probe=(self._beside(), f"probe-{uuid4().hex}") if shared else None,
+            # Where workers may be far away, they write something before they begin.
+            probe=(self._beside(), f"probe-{uuid4().hex}") if shared and self.executor is not None else None,
             wants_keys=wants_keys,
         )
         failed_before = set(failures.keys())
@@ -377,6 +378,7 @@ class MultiProcessStash(PrimablePreemptiveStash[V]):
 
     # reading while it is filled
 
+    @native
     def items(self, *, order: Order = "stored", window: int = 1000) -> Iterable[tuple[str, V]]:
         """Iterate over keys with their values.
 

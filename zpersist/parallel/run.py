@@ -12,7 +12,7 @@ from attrs import define, field
 
 from zpersist.errors import InvalidDelegateError, ItemTimeoutError, WorkerDiedError
 from zpersist.failure import Failure
-from zpersist.parallel.engine import Engine, Event
+from zpersist.parallel.engine import Engine, Event, SerialEngine
 from zpersist.parallel.intake import Intake
 from zpersist.parallel.job import Job, Report
 from zpersist.parallel.logs import replay
@@ -122,7 +122,7 @@ class Run:
         self._summary = summary
         self._under_way = 0
         self._alone = False
-        self._probed = job.probe is None
+        self._reached = job.delegate is None or isinstance(engine, SerialEngine)
         self._error: Failure | None = None
         self._poison: list[str] = []
 
@@ -179,20 +179,21 @@ class Run:
             engine.submit(task, unsure=task.unsure)
             self._under_way += 1
 
-    def _look_at_probe(self) -> None:
-        if self._probed or self._job.probe is None:
+    def _look_whether_it_arrives(self, report: Report) -> None:
+        stash, key = self._job.probe or (self._delegate, report.first)
+        if self._reached or not key:
             return
-        self._probed = True
-        stash, key = self._job.probe
-        if stash.get(key) != key:
+        self._reached = True
+        if not stash.exists(key):
             raise InvalidDelegateError(
                 f"what a worker writes to {self._delegate!r} does not arrive here: workers must reach the same place "
                 f"(a directory that is mounted there too, a server), or say shared=False"
             )
-        stash.delete(key)
+        if self._job.probe is not None:
+            stash.delete(key)
 
     def _reported(self, task: Task, report: Report) -> Iterator[tuple[Task, Report]]:
-        self._look_at_probe()
+        self._look_whether_it_arrives(report)
         replay(report.records)
         if self._job.delegate is None:
             self._delegate.dump_many(pickle.loads(report.sealed) if report.sealed else report.pairs)
