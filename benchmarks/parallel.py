@@ -1,22 +1,25 @@
 """Filling a stash with two workers, start-up included, beside what one would use in its place.
 
-Five jobs: 20,000 trivial items, kept in a directory and in SQLite (a peer stores what comes back, or its function does,
-which is called *direct*); 1,000,000 lazy keys of which nothing is kept; 400 items of 5 ms; 400 items of which eight take
-50 times as long, at the end or at the beginning; 200 arrays of 4 MB, kept in a directory.  Seconds a job.
+Five jobs: 20,000 trivial items, kept in a directory and in SQLite (a peer stores what comes back, or its function
+does, which is called *direct*); 1,000,000 lazy keys of which nothing is kept; 400 items of 5 ms; 400 items of which
+eight take 50 times as long, at the end or at the beginning; 200 arrays of 4 MB, kept in a directory.  Seconds a job.
 
-*two forks* is no peer but the floor: two bare ``os.fork()`` that share the items, each its half.  *without resilience* is
-zpersist's own pool with everything but its loop taken away: chunks of a fixed size, no marks, no looking at the clock.
+*two forks* is no peer but the floor: two bare ``os.fork()`` that share the items, each its half.  *without resilience*
+is zpersist's way of working with nothing but its loop: chunks of a good size, no marks, no looking at the clock.
 """
 
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.connection
 import os
 import pickle
+import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -117,18 +120,28 @@ def ours(job: Job) -> None:
 
 def lean(job: Job) -> None:
     items, function, stash, _ = job
-    from zpersist.parallel.pool import PoolEngine
+    kept, source, context = stash or Sink(), iter(items), multiprocessing.get_context("fork")
 
-    class Plain:
-        label, divisible = "plain", False
+    def work(pipe: Any) -> None:
+        while chunk := pipe.recv():
+            kept.dump_many([(str(item), function(item)) for item in chunk])
+            pipe.send(len(chunk))
 
-        def begin(self, *, away: bool) -> None:
-            pass
-
-        def process(self, chunk: list[Any]) -> Iterator[tuple[str, Any]]:
-            return ((str(item), function(item)) for item in chunk)
-
-    raise NotImplementedError(PoolEngine)
+    size = 1 if function in (spin, long_last, long_first, array) else 1024
+    pipes = {}
+    for chunk in islice(iter(lambda: list(islice(source, size)), []), WORKERS):
+        mine, theirs = context.Pipe()
+        process = context.Process(target=work, args=(theirs,))
+        process.start()
+        pipes[mine] = process
+        mine.send(chunk)
+    while pipes:
+        for pipe in multiprocessing.connection.wait(list(pipes)):
+            pipe.recv()
+            chunk = list(islice(source, size))
+            pipe.send(chunk)
+            if not chunk:
+                pipes.pop(pipe).join()
 
 
 def two_forks(job: Job) -> None:
@@ -222,7 +235,7 @@ def dask(job: Job) -> None:
 
 
 def seed(job: Job) -> None:
-    items, function, stash, direct = job
+    items, function, stash, _ = job
     from zensols.persist import DirectoryStash as SeedDirectory
 
     if not isinstance(stash, DirectoryStash):
@@ -253,6 +266,7 @@ def _call(chunk: list[Any]) -> int:
 
 RUNNERS: dict[str, Callable[[Job], None]] = {
     OURS: ours,
+    LEAN: lean,
     FORKS: two_forks,
     POOL: pool,
     EXECUTOR: executor,
@@ -290,6 +304,7 @@ def alone(run: Callable[[Job], None], make: Callable[[], Job], folder: Path) -> 
     ours_end, theirs = multiprocessing.Pipe(duplex=False)
 
     def child() -> None:
+        os.setpgrp()
         os.chdir(folder)
         job = make()
         begun = time.perf_counter()
@@ -299,7 +314,12 @@ def alone(run: Callable[[Job], None], make: Callable[[], Job], folder: Path) -> 
     process = multiprocessing.get_context("fork").Process(target=child)
     process.start()
     theirs.close()
+    if not ours_end.poll(float(os.environ.get("BENCH_MOST", 300))):
+        process.kill()
+        raise TimeoutError(f"{run.__name__} does not end")
     seconds: float = ours_end.recv()
+    # Some leave workers behind.
+    os.killpg(process.pid or 0, signal.SIGKILL)
     process.join()
     return seconds
 

@@ -23,7 +23,7 @@ myst_enable_extensions = ["deflist"]
 myst_heading_anchors = 3
 
 # zpersist.testing is described also where these are not installed.
-autodoc_mock_imports = [name for name in ("hypothesis", "pytest") if find_spec(name) is None]
+autodoc_mock_imports = [name for name in ("hypothesis", "pytest", "ray") if find_spec(name) is None]
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"
 autodoc_class_signature = "mixed"

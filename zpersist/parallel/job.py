@@ -248,8 +248,8 @@ class _Doing:
             self.failures[place] = Failure(err)
             return
         key = self.job.work.key_of(self.items[place])
-        err.add_note(f"while {self.job.work.label} made {key!r}")
         self.failures[place] = failure = Failure(err, thrower=f"key {key!r}")
+        err.add_note(f"while {self.job.work.label} made {key!r}")
         if self.job.on_error == "raise":
             return
         if self.job.failures is not None:
