@@ -405,6 +405,42 @@ def test_an_iteration_that_is_left_off_keeps_what_was_made(elsewhere):
     assert len(stash) == 200
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_it_may_be_read_within_an_iteration(elsewhere, workers):
+    stash = MultiProcessFactoryStash(DirectoryStash("data"), Slow(), workers=workers)
+    for key, value in stash.items(order="completed"):
+        assert stash[key] == value
+        assert key in stash
+    assert len(stash) == 30
+    assert len(told()) == 30
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_filling_within_a_filling_of_the_same_place(elsewhere, workers):
+    def outer(n):
+        fill(DirectoryStash("data"), lambda m: -m, range(100, 110), workers=2)
+        return n
+
+    assert fill(DirectoryStash("data"), outer, range(10), workers=workers).done == 10
+    assert len(DirectoryStash("data")) == 20
+
+
+def test_what_is_lost_of_an_endless_input_is_tried_again(elsewhere):
+    class Enough(Exception):
+        pass
+
+    def numbers():
+        for n in range(100_000):
+            if told().count("5") == 3 and os.path.exists("data/2000.dat"):
+                raise Enough
+            yield n
+
+    stash = DirectoryStash("data")
+    with pytest.raises(Enough):
+        fill(stash, partial(die, how="kill", poison=5, times=None), numbers(), workers=2, on_error="store")
+    assert isinstance(stash["5"].exception, WorkerDiedError)
+
+
 def test_the_order_of_hooks(elsewhere):
     stash = Hooks(DirectoryStash("data"), workers=2, chunk_size=3)
     with pytest.raises(UnsupportedOperationError, match="order='completed'"):

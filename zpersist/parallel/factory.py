@@ -14,7 +14,8 @@ from zpersist.files.locks import Claims
 from zpersist.parallel.intake import InputOrder
 from zpersist.parallel.job import OnError, check_on_error
 from zpersist.parallel.known import KeysThere
-from zpersist.parallel.multiprocess import MultiProcessStash, check_workers
+from zpersist.parallel.multiprocess import MultiProcessStash
+from zpersist.parallel.options import check_workers
 from zpersist.stash import MISSING, Stash
 from zpersist.wrappers.delegate import check_stash
 from zpersist.wrappers.prime import companion_of

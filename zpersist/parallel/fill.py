@@ -9,7 +9,7 @@ from attrs import define, field
 
 from zpersist.errors import InvalidArgumentError
 from zpersist.parallel.factory import KeyedStash
-from zpersist.parallel.multiprocess import check_workers
+from zpersist.parallel.options import check_workers
 from zpersist.parallel.run import Summary
 from zpersist.stash import Stash
 

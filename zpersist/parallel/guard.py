@@ -10,13 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from zpersist.errors import InvalidArgumentError
 
 __all__ = [
     "available_cores",
-    "check_memory",
     "die_with_parent",
     "enter_worker",
     "in_worker",
@@ -117,9 +115,3 @@ def limit_memory(size: int) -> None:
     limit = pages * resource.getpagesize() + size
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     resource.setrlimit(resource.RLIMIT_DATA, (limit if hard < 0 else min(limit, hard), hard))
-
-
-def check_memory(stash: object, attribute: Any, size: object) -> None:
-    """Raise unless ``size`` is ``None`` or a number of bytes that a process can live with (a validator for attrs)."""
-    if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1 << 26):
-        raise InvalidArgumentError(f"max_memory must be a number of bytes of at least 64 MiB ({1 << 26}), not {size!r}")

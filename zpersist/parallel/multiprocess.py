@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Sized
 from concurrent.futures import Executor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from threading import get_ident
 from types import TracebackType
 from typing import Any, ClassVar, Literal, TypeVar
@@ -20,10 +21,18 @@ from zpersist.failure import Failure
 from zpersist.files.locks import Claims
 from zpersist.flights import flights
 from zpersist.parallel.engine import Engine, ExecutorEngine, SerialEngine
-from zpersist.parallel.guard import available_cores, check_memory, in_worker, refuse_in_import
+from zpersist.parallel.guard import available_cores, in_worker, refuse_in_import
 from zpersist.parallel.intake import InputOrder, Intake, Known, stretches
 from zpersist.parallel.job import Job, OnError, Report, check_on_error
 from zpersist.parallel.known import Journal
+from zpersist.parallel.options import (
+    check_callable,
+    check_count,
+    check_executor,
+    check_memory,
+    check_timeout,
+    check_workers,
+)
 from zpersist.parallel.pool import PoolEngine, check_start_method
 from zpersist.parallel.progress import Progress
 from zpersist.parallel.run import Run, Summary
@@ -38,46 +47,22 @@ V = TypeVar("V")
 
 logger = logging.getLogger(__name__)
 
+#: How many fillings a thread is within.
+_depth: Any = threading.local()
+
 Order = Literal["stored", "completed", "input"]
 
 
-def check_workers(stash: object, attribute: Any, workers: object) -> None:
-    """Raise unless ``workers`` is a number of processes or a share of the cores (a validator for attrs)."""
-    if isinstance(workers, bool) or not isinstance(workers, (int, float)):
-        raise InvalidArgumentError(f"workers must be a number, not {workers!r}")
-    if isinstance(workers, float) and not 0 < workers <= 1:
-        raise InvalidArgumentError(
-            f"workers={workers!r} is a share of the cores and must be above 0 and at most 1; use an int for a number"
-        )
-    if isinstance(workers, int) and workers < 0 and available_cores() + workers < 1:
-        raise InvalidArgumentError(f"workers={workers!r} leaves none of {available_cores()} cores; use 1 or 0")
-
-
-def _check_count(least: int, *, optional: bool = False) -> Callable[[object, Any, object], None]:
-    def check(stash: object, attribute: Any, count: object) -> None:
-        if optional and count is None:
-            return
-        if isinstance(count, bool) or not isinstance(count, int) or count < least:
-            raise InvalidArgumentError(f"{attribute.name} must be a whole number of at least {least}, not {count!r}")
-
-    return check
-
-
-def _check_timeout(stash: object, attribute: Any, timeout: object) -> None:
-    if timeout is not None and (isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout > 0):
-        raise InvalidArgumentError(f"timeout must be a number of seconds above 0 or None, not {timeout!r}")
-
-
-def _check_callable(stash: object, attribute: Any, value: object) -> None:
-    if value is not None and not callable(value):
-        raise InvalidArgumentError(f"{attribute.name} must be a function or None, not {value!r}")
-
-
-def _check_executor(stash: object, attribute: Any, value: object) -> None:
-    if value is not None and not isinstance(value, Executor) and (isinstance(value, type) or not callable(value)):
-        raise InvalidArgumentError(
-            f"executor must be a concurrent.futures.Executor, or a function that makes one, not {value!r}"
-        )
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Have an interrupt say how to go on."""
+    note = "what was finished is kept: the next run goes on from there"
+    try:
+        yield
+    except KeyboardInterrupt as err:
+        if note not in getattr(err, "__notes__", ()):
+            err.add_note(note)
+        raise
 
 
 class _StashWork:
@@ -190,22 +175,24 @@ class MultiProcessStash(PrimablePreemptiveStash[V]):
     _divisible: ClassVar[bool] = False
 
     delegate: Stash[V] = field(validator=check_keeps)
-    chunk_size: int = field(default=0, kw_only=True, validator=_check_count(0))
+    chunk_size: int = field(default=0, kw_only=True, validator=check_count(0))
     workers: int | float = field(default=0, kw_only=True, validator=check_workers)
     start_method: str | None = field(default=None, kw_only=True, converter=check_start_method)
-    executor: Executor | Callable[[], Executor] | None = field(default=None, kw_only=True, validator=_check_executor)
+    executor: Executor | Callable[[], Executor] | None = field(default=None, kw_only=True, validator=check_executor)
     progress: bool = field(default=False, kw_only=True)
     on_error: OnError = field(default="raise", kw_only=True, validator=check_on_error)
-    retries: int = field(default=3, kw_only=True, validator=_check_count(1))
-    timeout: float | None = field(default=None, kw_only=True, validator=_check_timeout)
-    max_tasks_per_worker: int | None = field(default=None, kw_only=True, validator=_check_count(1, optional=True))
+    retries: int = field(default=3, kw_only=True, validator=check_count(1))
+    timeout: float | None = field(default=None, kw_only=True, validator=check_timeout)
+    max_tasks_per_worker: int | None = field(default=None, kw_only=True, validator=check_count(1, optional=True))
     max_memory: int | None = field(default=None, kw_only=True, validator=check_memory)
-    initializer: Callable[[], object] | None = field(default=None, kw_only=True, validator=_check_callable)
-    threads: int = field(default=0, kw_only=True, validator=_check_count(0))
+    initializer: Callable[[], object] | None = field(default=None, kw_only=True, validator=check_callable)
+    threads: int = field(default=0, kw_only=True, validator=check_count(0))
     #: What the last run did.
     summary: Summary = field(init=False, repr=False, factory=Summary)
     # The thread that processes items just now; True: this is a worker's own copy, that none of its threads fills.
     _worker: int | bool | None = field(init=False, repr=False, default=None)
+    # The thread that fills it, and may read it meanwhile.
+    _filler: int | None = field(init=False, repr=False, default=None)
 
     @abstractmethod
     def _create_data(self) -> Iterable[Any]:
@@ -223,7 +210,7 @@ class MultiProcessStash(PrimablePreemptiveStash[V]):
 
     @property
     def _working(self) -> bool:
-        return self._worker is True or self._worker == get_ident()
+        return self._worker is True or get_ident() in (self._worker, self._filler)
 
     def prime(self) -> None:
         """Fill the delegate, unless that has been done."""
@@ -231,24 +218,39 @@ class MultiProcessStash(PrimablePreemptiveStash[V]):
             return
         super().prime()
         if not self.has_data:
-            for _ in self._filling():
-                pass
+            with _interruptible():
+                for _ in self._filling():
+                    pass
 
     def __getstate__(self) -> dict[str, object]:
         # Its workers need no executor.
-        return self.__dict__ | {"executor": None, "_worker": None}
+        return self.__dict__ | {"executor": None, "_worker": None, "_filler": None}
 
     # filling
 
     def _filling(self, *, wants_keys: bool = False, order: InputOrder | None = None) -> Iterator[list[str]]:
         refuse_in_import()
         with flights.hold(id(self), "prime"):
-            claims = self.delegate._claims() if self.delegate.shared else None
+            claims = self._claims_of_delegate()
             with closing(claims) if claims is not None else self.delegate._flight("all", "prime"):
                 self._reset_has_data()
-                if not self.has_data:
-                    yield from self._fill(claims, wants_keys, order)
-                    self._set_has_data()
+                if self.has_data:
+                    return
+                self._filler = get_ident()
+                _depth.value = getattr(_depth, "value", 0) + 1
+                try:
+                    with _interruptible():
+                        yield from self._fill(claims, wants_keys, order)
+                finally:
+                    self._filler = None
+                    _depth.value -= 1
+                self._set_has_data()
+
+    def _claims_of_delegate(self) -> Claims | None:
+        # Whoever works for another filling would wait for what that one claims.
+        if not self.delegate.shared or in_worker() or getattr(_depth, "value", 0) > 0:
+            return None
+        return self.delegate._claims()
 
     def _fill(self, claims: Claims | None, wants_keys: bool, order: InputOrder | None) -> Iterator[list[str]]:
         """Fill the delegate; yield the keys of what was done, if they are wanted."""

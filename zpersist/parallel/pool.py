@@ -15,7 +15,6 @@ import threading
 import time
 import weakref
 from collections import deque
-from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -26,8 +25,8 @@ from zpersist.failure import Failure
 from zpersist.parallel import guard
 from zpersist.parallel.engine import Engine, Event, packed
 from zpersist.parallel.job import Job
-from zpersist.parallel.logs import captured
 from zpersist.parallel.schedule import Task
+from zpersist.parallel.worker import main
 
 __all__ = ["PoolEngine", "check_start_method"]
 
@@ -153,7 +152,7 @@ class PoolEngine(Engine):
         ours, theirs = self._context.Pipe()
         slot = self._free.pop(0)
         self._slots[2 * slot] = -1
-        process = self._context.Process(target=_main, args=(self._job, theirs, self._slots, slot, *self._options))
+        process = self._context.Process(target=main, args=(self._job, theirs, self._slots, slot, *self._options))
         with guard.thread_limits(self._threads):
             process.start()
         theirs.close()
@@ -286,60 +285,3 @@ def _close_all() -> None:
 
 # The workers are the parent's, not a child's.
 os.register_at_fork(after_in_child=_engines.clear)
-
-
-# In the child.
-
-
-class _Stop(BaseException):
-    """The parent wants no more."""
-
-
-def _main(
-    job: Job | bytes,
-    pipe: Connection,
-    slots: Any,
-    slot: int,
-    max_memory: int | None,
-    threads: int,
-    level: int,
-) -> None:
-    # The parent decides what an interrupt means; it ends its children by SIGTERM.
-    with suppress(_Stop, EOFError):
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, _stop)
-        guard.die_with_parent()
-        guard.enter_worker()
-        guard.limit_threads(threads)
-        if max_memory is not None:
-            guard.limit_memory(max_memory)
-        job = _arrived(job)
-        job.mark = memoryview(slots).cast("B").cast("d")[2 * slot : 2 * slot + 2]
-        _serve(job, pipe, level)
-
-
-def _arrived(job: Job | bytes) -> Job:
-    if isinstance(job, Job):
-        return job
-    return pickle.loads(job)  # type: ignore[no-any-return]
-
-
-def _stop(number: int, frame: object) -> None:
-    raise _Stop
-
-
-def _serve(job: Job, pipe: Connection, level: int) -> None:
-    with captured(level) as records:
-        try:
-            job.begin()
-        except Exception as err:  # noqa: BLE001 - the parent is to raise it
-            pipe.send_bytes(pickle.dumps(Failure(err), 5))
-            return
-        while data := pipe.recv_bytes():
-            items, unsure = pickle.loads(data)
-            job.mark[1] = time.monotonic()
-            job.mark[0] = 0
-            report = job.seal(job.do(items, unsure))
-            job.mark[0] = -1
-            pipe.send_bytes(pickle.dumps(report._replace(records=records), 5))
-            records.clear()

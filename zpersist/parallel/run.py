@@ -133,9 +133,6 @@ class Run:
         try:
             yield from self._tasks()
             finished = True
-        except KeyboardInterrupt as err:
-            err.add_note("what was finished is kept: the next run goes on from there")
-            raise
         finally:
             self._summary.seconds += time.monotonic() - began
             self._engine.close(now=not finished)

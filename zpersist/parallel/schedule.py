@@ -85,6 +85,9 @@ class Schedule:
         wanted = self._wanted()
         if self._again:
             return self._cut_from_again(wanted)
+        if self._suspects and self._left is None:
+            # The input may have no end, after which they could be tried.
+            return self._suspects.popleft() if idle or isolated else None
         place, items = self._intake.take(wanted, wait=False)
         if not items and self._suspects and (idle or isolated):
             return self._suspects.popleft()

@@ -1,0 +1,72 @@
+"""What runs in a worker process of this machine."""
+
+from __future__ import annotations
+
+import pickle
+import signal
+import time
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from typing import Any
+
+from zpersist.failure import Failure
+from zpersist.parallel import guard
+from zpersist.parallel.job import Job
+from zpersist.parallel.logs import captured
+
+__all__ = ["main"]
+
+
+class _Stop(BaseException):
+    """The parent wants no more."""
+
+
+def main(
+    job: Job | bytes,
+    pipe: Connection,
+    slots: Any,
+    slot: int,
+    max_memory: int | None,
+    threads: int,
+    level: int,
+) -> None:
+    """Do the tasks that come through a pipe, until it is closed or an empty one comes."""
+    # The parent decides what an interrupt means; it ends its children by SIGTERM.
+    with suppress(_Stop, EOFError):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, _stop)
+        guard.die_with_parent()
+        guard.enter_worker()
+        guard.limit_threads(threads)
+        if max_memory is not None:
+            guard.limit_memory(max_memory)
+        job = _arrived(job)
+        job.mark = memoryview(slots).cast("B").cast("d")[2 * slot : 2 * slot + 2]
+        _serve(job, pipe, level)
+
+
+def _arrived(job: Job | bytes) -> Job:
+    if isinstance(job, Job):
+        return job
+    return pickle.loads(job)  # type: ignore[no-any-return]
+
+
+def _stop(number: int, frame: object) -> None:
+    raise _Stop
+
+
+def _serve(job: Job, pipe: Connection, level: int) -> None:
+    with captured(level) as records:
+        try:
+            job.begin()
+        except Exception as err:  # noqa: BLE001 - the parent is to raise it
+            pipe.send_bytes(pickle.dumps(Failure(err), 5))
+            return
+        while data := pipe.recv_bytes():
+            items, unsure = pickle.loads(data)
+            job.mark[1] = time.monotonic()
+            job.mark[0] = 0
+            report = job.seal(job.do(items, unsure))
+            job.mark[0] = -1
+            pipe.send_bytes(pickle.dumps(report._replace(records=records), 5))
+            records.clear()
