@@ -17,6 +17,7 @@ PROGRAMS = {
     "arrays": "Arrays in an object graph",
     "sqlite": "SQLite",
     "single_flight": "Single flight",
+    "parallel": "Parallel filling",
     "imports": "Imports",
 }
 

@@ -226,7 +226,7 @@ class Run:
             self._schedule.again(task)
             return
         self._summary.deaths += 1
-        logger.warning("lost with its worker: %s items, to be done again: %s", len(task.items), error)
+        logger.warning("a worker was lost, and %s items with it, which are done again: %s", len(task.items), error)
         if at is not None and self._job.work.divisible:
             # What was done before may have been kept, or not yet.
             self._schedule.again(task.cut(0, at)._replace(unsure=True))
