@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import doctest
 import importlib
+import importlib.util
 import inspect
 import os
 import re
@@ -21,6 +22,8 @@ from zpersist import CloseableStash, ReadOnlyStash, Stash, ZPersistError
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "zpersist"
 MODULES = sorted(SOURCE.rglob("*.py"))
+#: What needs a package that does not come with the others.
+EXTRAS = {"zpersist.parallel.ray": "ray"}
 NAMES = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in MODULES]
 
 
@@ -80,6 +83,12 @@ assert A().v == 1
 
 @pytest.mark.parametrize("name", NAMES)
 def test_examples_in_docstrings(name, elsewhere, monkeypatch):
+    extra = EXTRAS.get(name)
+    if extra is not None and importlib.util.find_spec(extra) is None:
+        # It has no example, and says what it needs.
+        with pytest.raises(ImportError, match=f"pip install 'zpersist\\[{extra}\\]'"):
+            importlib.import_module(name)
+        return
     module = importlib.import_module(name)
     example = types.ModuleType("example")
     monkeypatch.setitem(sys.modules, "example", example)
