@@ -13,11 +13,13 @@ from types import TracebackType
 __all__ = ["ForkLock"]
 
 _generation = 0
+_guard = threading.Lock()
 
 
 def _count() -> None:
-    global _generation
+    global _generation, _guard
     _generation += 1
+    _guard = threading.Lock()
 
 
 os.register_at_fork(after_in_child=_count)
@@ -34,8 +36,10 @@ class ForkLock:
 
     def __enter__(self) -> None:
         if self._generation != _generation:
-            self._lock = threading.RLock()
-            self._generation = _generation
+            with _guard:
+                if self._generation != _generation:
+                    self._lock = threading.RLock()
+                    self._generation = _generation
         self._lock.acquire()
 
     def __exit__(

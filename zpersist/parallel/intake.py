@@ -32,6 +32,9 @@ class Known(Protocol):
 
 def stretches(flags: list[bool]) -> Iterator[tuple[int, int, bool]]:
     """Yield the start and end of each stretch of equal flags, with the flag."""
+    if flags and not any(flags):
+        yield 0, len(flags), False
+        return
     start = 0
     for flag, group in groupby(flags):
         end = start + sum(1 for _ in group)

@@ -159,7 +159,8 @@ class _Doing:
         #: When what was made is to be kept.
         self.keep_at = self.began + _PAUSE
         self.is_due = False
-        self.most = _BATCH if job.delegate is not None and job.delegate._batches else 1
+        #: How many pairs are kept at once.
+        self.most = _BATCH if job.delegate is None or job.delegate._batches else 1
         self.batch: list[tuple[str, Any]] = []
         self.batch_places: list[int] = []
         self.failures: dict[int, Failure] = {}
@@ -265,25 +266,28 @@ class _Doing:
         label = self.job.work.label
         if not isinstance(pairs, Iterable):
             raise InvalidArgumentError(f"{label}._process must yield (key, value) pairs, it returned {pairs!r}")
-        sends = self.job.delegate is None
+        batch, places, most = self.batch, self.batch_places, self.most
         for pair in pairs:
             if not isinstance(pair, tuple) or len(pair) != 2:
                 raise InvalidArgumentError(f"{label}._process must yield (key, value) pairs, not {pair!r}")
-            if sends:
-                self.pairs.append(pair)
-                self.pair_places.append(self.place)
-                continue
-            self.batch.append(pair)
-            self.batch_places.append(self.place)
-            if self.is_due or len(self.batch) >= self.most:
+            batch.append(pair)
+            places.append(self.place)
+            if self.is_due or len(batch) >= most:
                 self._keep()
 
     def _keep(self) -> None:
-        batch, places = self.batch, self.batch_places
-        self.batch, self.batch_places = [], []
-        delegate = self.job.delegate
-        if not batch or delegate is None:
-            return
+        batch, places, delegate = self.batch, self.batch_places, self.job.delegate
+        if delegate is None:
+            self.pairs += batch
+            self.pair_places += places
+        elif batch:
+            self._dump(delegate, batch, places)
+        batch.clear()
+        places.clear()
+        self.is_due = False
+        self.keep_at = now() + _PAUSE
+
+    def _dump(self, delegate: Stash[Any], batch: list[tuple[str, Any]], places: list[int]) -> None:
         try:
             try:
                 delegate.dump_many(batch)
@@ -294,8 +298,6 @@ class _Doing:
             raise _Fatal from err
         if self.job.wants_keys:
             self.pairs.extend((key, None) for key, _ in batch)
-        self.is_due = False
-        self.keep_at = now() + _PAUSE
 
     def _keep_one_by_one(self, delegate: Stash[Any], batch: list[tuple[str, Any]], places: list[int]) -> None:
         for place, (key, value) in zip(places, batch, strict=True):
