@@ -144,7 +144,8 @@ def test_the_parent_is_stopped_and_the_next_goes_on(engine, tmp_path, number):
         os.kill(pid, signal.SIGKILL)
     parent.communicate(timeout=60)
     before = len(DirectoryStash(tmp_path / "data"))
-    assert 30 <= before < 120
+    # What mpiexec has started may notice its death when all is done.
+    assert 30 <= before < (121 if engine == "mpi" else 120)
     lines, told = run(engine, "no", tmp_path)
     assert lines == {"summary": f"{120 - before} {before} [] 120"}
     assert len(told) <= 120 + 50

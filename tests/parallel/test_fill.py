@@ -135,12 +135,16 @@ def test_failures_are_listed_and_tried_again(elsewhere, on_error, workers):
     for name in ("3", "8"):
         Path(f"bad-{name}").touch()
     stash = MultiProcessFactoryStash(DirectoryStash("data"), Fragile(), on_error=on_error, workers=workers)
+    assert stash.failures() == {}
+    stash.prime()
     failures = stash.failures()
     assert sorted(failures) == ["3", "8"]
     assert "ValueError: bad 3" in failures["3"].traceback_str
     assert len(told()) == 12
-    # Another program knows them too.
+    # Another program knows them too, and tries nothing to tell them.
     other = MultiProcessFactoryStash(DirectoryStash("data"), Fragile(), on_error=on_error, workers=workers)
+    assert sorted(other.failures()) == ["3", "8"]
+    assert len(told()) == 12
     os.unlink("bad-3")
     os.unlink("told")
     assert other.retry_failures() == {"3", "8"}
@@ -163,6 +167,74 @@ class Hooks(MultiProcessStash):
             if Path(f"bad-{n}").exists():
                 raise ValueError(f"bad {n}")
             yield f"k{n}", n
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_hooks_do_not_keep_a_failure_that_is_mended(elsewhere, workers):
+    Path("bad-7").touch()
+    stash = Hooks(DirectoryStash("data"), on_error="store", workers=workers, chunk_size=6)
+    assert len(stash) == 12
+    assert isinstance(stash["7"], Failure)
+    os.unlink("bad-7")
+    again = Hooks(DirectoryStash("data"), on_error="store", workers=workers, chunk_size=6)
+    assert sorted(again.keys()) == sorted(f"k{n}" for n in range(12))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_function_is_tried_again_if_asked(elsewhere, workers):
+    stash = DirectoryStash("data")
+    bad = {3, 5}
+
+    def make(n):
+        tell(n)
+        if n in bad:
+            raise ValueError(n)
+        return n
+
+    assert len(fill(stash, make, range(8), workers=workers, on_error="store").failures) == 2
+    assert fill(stash, make, range(8), workers=workers, on_error="store").there == 8
+    bad.remove(3)
+    os.unlink("told")
+    summary = fill(stash, make, range(8), workers=workers, on_error="store", retry_failed=True)
+    assert [summary.done, summary.there, list(summary.failures)] == [1, 6, ["5"]]
+    assert sorted(told()) == ["3", "5"]
+    assert stash["3"] == 3
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_key_that_can_not_be_told(elsewhere, workers, capfd):
+    names = {n: f"name {n}" for n in range(6) if n != 4}
+    stash = DirectoryStash("data")
+    summary = fill(stash, square, range(6), key=names.__getitem__, workers=workers, on_error="skip")
+    assert list(summary.failures) == ["4"]
+    assert isinstance(summary.failures["4"].exception, KeyError)
+    assert len(stash) == 5
+    with pytest.raises(InvalidArgumentError, match=r"item \(1, 2\) is of type tuple.*give key="):
+        fill(stash, sum, [(1, 2)], workers=workers)
+    assert capfd.readouterr().err == ""
+
+
+def test_one_core_is_no_reason_to_die(elsewhere, monkeypatch):
+    monkeypatch.setattr("zpersist.parallel.multiprocess.available_cores", lambda: 1)
+    work = partial(die, how="kill", poison=3, times=None)
+    assert list(fill(DirectoryStash("data"), work, range(10), on_error="skip").failures) == ["3"]
+
+
+def test_progress_in_a_log(elsewhere, capsys, monkeypatch):
+    monkeypatch.setattr("zpersist.parallel.progress._PAUSE", 0.0)
+    stash = DirectoryStash("data")
+    fill(stash, square, range(10), workers=2, progress=True)
+    fill(stash, lambda n: 1 / (n - 15), range(20), workers=2, progress=True, on_error="skip")
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) > 2
+    assert all(line.startswith("fill: ") for line in lines)
+    assert "20/20" in lines[-1]
+    assert "failed=1" in lines[-1]
+
+
+def test_an_unknown_option(elsewhere):
+    with pytest.raises(TypeError, match=r"fill\(\) has no option 'wrokers'; it has chunk_size, .*workers"):
+        fill(DictionaryStash(), square, range(3), wrokers=2)
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -64,13 +64,24 @@ class KeyedStash(MultiProcessDefaultStash[V]):
 
     _divisible: ClassVar[bool] = True
 
+    retry_failed: bool = field(default=False, kw_only=True)
+    _retried: bool = field(init=False, repr=False, default=False)
+
     def _calculate_has_data(self) -> bool:
         # Whether keys are missing is found out once, by the first access.
         return False
 
     def _to_do_again(self) -> Collection[str]:
-        """Return keys that are to be made although they are there."""
-        return ()
+        """Have what failed in earlier runs be made again, once, and return its keys."""
+        if self._retried or not self.retry_failed:
+            return ()
+        self._retried = True
+        failed = [name for name in companion_of(self.delegate, "failures").keys() if self._can_make(name)]
+        self._forget(failed)
+        return failed
+
+    def _can_make(self, name: str) -> bool:
+        return True
 
     def _fill(self, claims: Claims | None, wants_keys: bool, order: InputOrder | None) -> Iterator[list[str]]:
         known = KeysThere(self.delegate, self._key_of, self._to_do_again())
@@ -105,6 +116,8 @@ class MultiProcessFactoryStash(KeyedStash[V]):
         The stash whose ``load`` makes a value and whose ``keys`` are the keys to fill.
     enable_preemptive :
         ``"always"``: look for missing keys at each access, not only at the first.
+    retry_failed :
+        Make again what is a :class:`~zpersist.Failure` of an earlier run.
     chunk_size :
         The most items a chunk has; 0: as many as take about 50 ms, and fewer towards the end.
 
@@ -128,6 +141,9 @@ class MultiProcessFactoryStash(KeyedStash[V]):
 
     factory: Stash[V] = field(validator=check_stash)
     enable_preemptive: bool | str = field(default=False, validator=_check_preemptive)
+
+    def _can_make(self, name: str) -> bool:
+        return self.factory.exists(name)
 
     def _create_data(self) -> Iterable[Any]:
         # To know how many there are, unless they are too many to be held in memory.
@@ -186,19 +202,10 @@ class MultiProcessRobustStash(MultiProcessFactoryStash[V]):
     on_error: OnError = field(default="store", kw_only=True, validator=check_on_error)
     protect_work: bool = field(default=True, kw_only=True)
     retry_failed: bool = field(default=True, kw_only=True)
-    _retried: bool = field(init=False, repr=False, default=False)
 
     def __attrs_post_init__(self) -> None:
         if not self.protect_work:
             self.on_error = "raise"
-
-    def _to_do_again(self) -> Collection[str]:
-        if self._retried or not self.retry_failed:
-            return ()
-        self._retried = True
-        failed = [name for name in companion_of(self.delegate, "failures").keys() if self.factory.exists(name)]
-        self._forget(failed)
-        return failed
 
     def invalidate(self) -> None:
         """Look for missing keys again, and load them."""

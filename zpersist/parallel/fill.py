@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
-from attrs import define, field
+from attrs import define, field, fields
 
 from zpersist.errors import InvalidArgumentError
 from zpersist.parallel.factory import KeyedStash
@@ -33,6 +33,10 @@ class _FunctionStash(KeyedStash[V]):
     data: Iterable[Any]
     key: Callable[[Any], str]
     workers: int | float = field(default=0, kw_only=True, validator=check_workers)
+
+    @property
+    def _label(self) -> str:
+        return "fill"
 
     def _create_data(self) -> Iterable[Any]:
         return self.data
@@ -73,7 +77,8 @@ def fill(
         Returns the key of an item; default: the item itself, if it is a ``str`` or an ``int``.
     **options :
         All of :class:`~zpersist.MultiProcessStash`: ``workers`` (default: all cores), ``chunk_size``, ``on_error``,
-        ``retries``, ``timeout``, ``executor``, ``progress``, and the others.
+        ``retries``, ``timeout``, ``executor``, ``progress``, and the others; and ``retry_failed``: make again what is a
+        :class:`~zpersist.Failure` of an earlier run.
 
     Returns
     -------
@@ -107,6 +112,9 @@ def fill(
         raise InvalidArgumentError(f"items must be iterable, not {items!r}")
     if not callable(key):
         raise InvalidArgumentError(f"key must be a function, not {key!r}")
+    known = {option.name for option in fields(_FunctionStash) if option.kw_only}
+    if unknown := options.keys() - known:
+        raise TypeError(f"fill() has no option {min(unknown)!r}; it has {', '.join(sorted(known))}")
     filling: _FunctionStash[V] = _FunctionStash(stash, worker, items, key, **options)
     filling.prime()
     return filling.summary

@@ -45,7 +45,10 @@ class Work(AbstractContextManager[None], Protocol):
         """Yield keys and values; what is divisible gets an iterator, and takes an item when it needs it."""
 
     def key_of(self, item: Any) -> str:
-        """Return the key of an item, as far as it is known; at least something to name it by."""
+        """Return the key of an item, as far as it is known."""
+
+    def name_of(self, item: Any) -> str:
+        """Return the key of an item, or what else names it."""
 
 
 class Report(NamedTuple):
@@ -63,6 +66,8 @@ class Report(NamedTuple):
     #: The place among the items that each pair comes from.
     places: list[int] = []  # noqa: RUF012 - never changed
     records: list[logging.LogRecord] = []  # noqa: RUF012
+    #: How many of the items were done already.
+    there: int = 0
     #: The first key that was kept.
     first: str = ""
     #: The pairs as bytes, on their way to the parent.
@@ -166,6 +171,7 @@ class _Doing:
         self.failures: dict[int, Failure] = {}
         self.pairs: list[tuple[str, Any]] = []
         self.pair_places: list[int] = []
+        self.there = 0
         self.first = ""
 
     def report(self) -> Report:
@@ -179,7 +185,16 @@ class _Doing:
             # An interrupt: what was made is kept.
             self._keep()
             raise
-        return Report(done, now() - self.began, self.failures, fatal, self.pairs, self.pair_places, first=self.first)
+        return Report(
+            done,
+            now() - self.began,
+            self.failures,
+            fatal,
+            self.pairs,
+            self.pair_places,
+            there=self.there,
+            first=self.first,
+        )
 
     def _divisible(self) -> int:
         job, count = self.job, len(self.items)
@@ -208,7 +223,9 @@ class _Doing:
                     return
             mark[1] = time
             mark[0] = self.place = place
-            if not (unsure and self._is_there(items[place])):
+            if unsure and self._is_there(items[place]):
+                self.there += 1
+            else:
                 yield items[place]
 
     def _is_there(self, item: Any) -> bool:
@@ -248,7 +265,7 @@ class _Doing:
         if place < 0:
             self.failures[place] = Failure(err)
             return
-        key = self.job.work.key_of(self.items[place])
+        key = self.job.work.name_of(self.items[place])
         self.failures[place] = failure = Failure(err, thrower=f"key {key!r}")
         err.add_note(f"while {self.job.work.label} made {key!r}")
         if self.job.on_error == "raise":

@@ -53,8 +53,13 @@ class KeysThere:
         there = self._there
         if not there:
             return [False] * len(items)
-        key_of = self._key_of
-        return [key_of(item) in there for item in items]
+        return [self._is_there(item, there) for item in items]
+
+    def _is_there(self, item: Any, there: set[str]) -> bool:
+        try:
+            return self._key_of(item) in there
+        except Exception:  # noqa: BLE001 - a function of the user: what it raises is the failure of the item
+            return False
 
 
 class Journal:

@@ -70,7 +70,7 @@ class _StashWork:
 
     def __init__(self, stash: MultiProcessStash[Any]) -> None:
         self._stash = stash
-        self.label = type(stash).__name__
+        self.label = stash._label
         self.divisible = stash._divisible
 
     def begin(self, *, away: bool) -> None:
@@ -87,6 +87,13 @@ class _StashWork:
     def key_of(self, item: Any) -> str:
         """Return what the stash calls an item."""
         return self._stash._key_of(item)
+
+    def name_of(self, item: Any) -> str:
+        """Return the key of an item, or what else names it if that raises."""
+        try:
+            return self._stash._key_of(item)
+        except Exception:  # noqa: BLE001 - it is raised where the item is made; here it is only to be named
+            return repr(item)[:200]
 
     def __enter__(self) -> None:
         if self._stash._worker is None:
@@ -202,6 +209,10 @@ class MultiProcessStash(PrimablePreemptiveStash[V]):
     def _process(self, chunk: list[Any]) -> Iterable[tuple[str, V]]:
         """Yield a key and a value for what is in a chunk; called in a worker."""
 
+    @property
+    def _label(self) -> str:
+        return type(self).__name__
+
     def _key_of(self, item: Any) -> str:
         return item if isinstance(item, str) else repr(item)
 
@@ -302,20 +313,19 @@ class MultiProcessStash(PrimablePreemptiveStash[V]):
             probe=(self._beside(), f"probe-{uuid4().hex}") if shared and self.executor is not None else None,
             wants_keys=wants_keys,
         )
-        failed_before = set(failures.keys())
-        with Progress(self.progress, type(self).__name__, total) as progress:
+        failed_before, name_of = set(failures.keys()), job.work.name_of
+        with Progress(self.progress, self._label, total) as progress:
             engine = self._engine(job, workers)
             run = Run(
                 job, engine, schedule, intake, self.delegate, retries=self.retries, progress=progress, summary=summary
             )
             for task, report in run:
-                failed = {self._key_of(task.items[place]): failure for place, failure in report.failures.items()}
+                failed = {name_of(task.items[place]): failure for place, failure in report.failures.items()}
                 failures.dump_many(failed)
                 if failed_before:
-                    mended = failed_before.intersection(map(self._key_of, task.items[: report.done])) - failed.keys()
-                    failures.delete_many(mended)
+                    self._forget(failed_before.intersection(map(name_of, task.items[: report.done])) - failed.keys())
                 yield task, report
-        logger.info("%s: %s", type(self).__name__, summary)
+        logger.info("%s: %s", self._label, summary)
 
     def _beside(self) -> Stash[Any]:
         try:
@@ -338,9 +348,9 @@ class MultiProcessStash(PrimablePreemptiveStash[V]):
             return ExecutorEngine(job, self.executor, workers=workers, level=level, threads=threads)
         if in_worker():
             if workers > 1:
-                logger.info("%s works in one process, for it runs in a worker already", type(self).__name__)
+                logger.info("%s works in one process, for it runs in a worker already", self._label)
             return SerialEngine(job)
-        if workers == 1 and not limited:
+        if self.workers == 1 and type(self.workers) is int and not limited:
             return SerialEngine(job)
         return PoolEngine(job, workers=workers, start_method=self.start_method, threads=threads, level=level, **limits)
 
@@ -353,8 +363,7 @@ class MultiProcessStash(PrimablePreemptiveStash[V]):
     # what failed
 
     def failures(self) -> dict[str, Failure]:
-        """Return what failed in earlier runs and has not been made since, by key."""
-        self.prime()
+        """Return what failed in the last runs and has not been made since, by key; nothing is tried for that."""
         return dict(companion_of(self.delegate, "failures").items())
 
     def retry_failures(self) -> set[str]:
@@ -363,7 +372,7 @@ class MultiProcessStash(PrimablePreemptiveStash[V]):
         Returns
         -------
         set
-            The keys that were tried.
+            The keys that were tried, whether they failed again or not.
         """
         failed = set(companion_of(self.delegate, "failures").keys())
         self._forget(failed)

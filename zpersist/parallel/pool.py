@@ -15,6 +15,7 @@ import threading
 import time
 import weakref
 from collections import deque
+from mmap import mmap
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -120,8 +121,10 @@ class PoolEngine(Engine):
         self._most = max_tasks_per_worker
         self._options = (max_memory, threads, level)
         self._threads = threads
+        # What forked children share needs no file; others are given one.
+        self._memory = mmap(-1, 16 * workers) if method == "fork" else self._context.RawArray("d", 2 * workers)
         #: By slot: the item under way, and since when.
-        self._slots = self._context.RawArray("d", 2 * workers)
+        self._slots = memoryview(self._memory).cast("B").cast("d")
         self._members: list[_Member] = []
         self._free = list(range(workers))
         self._stillborn = 0
@@ -152,7 +155,7 @@ class PoolEngine(Engine):
         ours, theirs = self._context.Pipe()
         slot = self._free.pop(0)
         self._slots[2 * slot] = -1
-        process = self._context.Process(target=main, args=(self._job, theirs, self._slots, slot, *self._options))
+        process = self._context.Process(target=main, args=(self._job, theirs, self._memory, slot, *self._options))
         with guard.thread_limits(self._threads):
             process.start()
         theirs.close()
@@ -163,7 +166,7 @@ class PoolEngine(Engine):
     def wait(self, timeout: float) -> list[Event]:
         if self._timeout is not None:
             timeout = min(timeout, self._timeout / 4)
-            self._end_late()
+            self._end_late(self._timeout)
         by_source = {source: member for member in self._members for source in (member.pipe, member.process.sentinel)}
         events: list[Event] = []
         for source in wait(list(by_source), timeout):
@@ -223,12 +226,12 @@ class PoolEngine(Engine):
         for number, task in enumerate(member.tasks):
             events.append(Event(task, None, error, -1 if number else at))
 
-    def _end_late(self) -> None:
+    def _end_late(self, timeout: float) -> None:
         now = time.monotonic()
         for member in self._members:
             place, since = self._slots[2 * member.slot], self._slots[2 * member.slot + 1]
-            if place >= 0 and member.tasks and now - since > self._timeout and member.ended is None:
-                member.ended = ItemTimeoutError(f"it took longer than {self._timeout} s, and its worker was ended")
+            if place >= 0 and member.tasks and now - since > timeout and member.ended is None:
+                member.ended = ItemTimeoutError(f"it took longer than {timeout} s, and its worker was ended")
                 member.process.kill()
 
     def under_way(self) -> int:

@@ -40,11 +40,11 @@ class Summary:
     done :
         How many items were made and kept.
     there :
-        How many were there already.
+        How many were there already, or were made by another program meanwhile.
     failures :
         What failed, by key.
     deaths :
-        How many times items were lost because a worker died.
+        How many times a worker was lost, also those that were ended for a timeout.
     seconds :
         How long it took.
     """
@@ -160,7 +160,8 @@ class Run:
 
     def _show(self) -> None:
         summary = self._summary
-        self._progress.show(summary.done + len(summary.failures) + self._engine.under_way(), len(summary.failures))
+        failed = len(summary.failures)
+        self._progress.show(summary.done + failed + self._engine.under_way(), summary.there, failed)
 
     def _give_out(self) -> None:
         schedule, engine = self._schedule, self._engine
@@ -210,7 +211,9 @@ class Run:
             else:
                 self._failed(task.cut(place, place + 1), failure)
         if report.done:
-            self._summary.done += report.done - len(report.failures)
+            there = 0 if task.lost else report.there
+            self._summary.done += report.done - there - len(report.failures)
+            self._summary.there += there
             settled = {place: failure for place, failure in report.failures.items() if place < report.done}
             yield task.cut(0, report.done), report._replace(failures=settled)
             self._intake.settled(task.places[: report.done])
@@ -218,7 +221,9 @@ class Run:
             self._schedule.again(task.cut(report.done))
 
     def _failed(self, task: Task, failure: Failure) -> None:
-        self._summary.failures[self._job.work.key_of(task.items[0])] = failure
+        name = self._job.work.name_of(task.items[0])
+        logger.info("%s failed: %r", name, failure)
+        self._summary.failures[name] = failure
 
     def _lost(self, event: Event) -> Iterator[tuple[Task, Report]]:
         task, at, error = event.task, event.at, event.error
@@ -226,20 +231,21 @@ class Run:
             self._schedule.again(task)
             return
         self._summary.deaths += 1
-        logger.warning("a worker was lost, and %s items with it, which are done again: %s", len(task.items), error)
         if at is not None and self._job.work.divisible:
             # What was done before may have been kept, or not yet.
-            self._schedule.again(task.cut(0, at)._replace(unsure=True))
+            self._schedule.again(task.cut(0, at)._replace(unsure=True, lost=True))
             self._schedule.again(task.cut(at + 1))
             task = task.cut(at, at + 1)
         single = len(task.items) == 1
+        name = self._job.work.name_of(task.items[0]) + ("" if single else f" or one of {len(task.items) - 1} others")
+        logger.warning("a worker was lost at %s: %s", name, error)
         if single and (isinstance(error, ItemTimeoutError) or task.deaths + 1 >= self._retries):
             yield from self._settle_poison(task, error)
         else:
             self._schedule.suspect(task)
 
     def _settle_poison(self, task: Task, error: BaseException | None) -> Iterator[tuple[Task, Report]]:
-        key = self._job.work.key_of(task.items[0])
+        key = self._job.work.name_of(task.items[0])
         if isinstance(error, ItemTimeoutError):
             poison: WorkerDiedError = ItemTimeoutError(f"{key!r}: {error}")
         else:

@@ -26,6 +26,8 @@ class Task(NamedTuple):
     deaths: int = 0
     #: Whether some of them may be done already.
     unsure: bool = False
+    #: Whether it was lost before, so that what is there of it was made by this run.
+    lost: bool = False
     #: Whether it may kill its worker.
     suspect: bool = False
 
@@ -135,10 +137,10 @@ class Schedule:
     def suspect(self, task: Task) -> None:
         """Take back what may have killed its worker: one item once more, many of them in parts."""
         if len(task.items) == 1:
-            self._suspects.append(task._replace(deaths=task.deaths + 1, unsure=True, suspect=True))
+            self._suspects.append(task._replace(deaths=task.deaths + 1, unsure=True, lost=True, suspect=True))
             return
         step = math.ceil(len(task.items) / _PARTS)
         self._suspects.extend(
-            task.cut(start, start + step)._replace(unsure=True, suspect=True)
+            task.cut(start, start + step)._replace(unsure=True, lost=True, suspect=True)
             for start in range(0, len(task.items), step)
         )
