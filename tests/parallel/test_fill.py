@@ -233,8 +233,8 @@ def test_progress_in_a_log(elsewhere, capsys, monkeypatch):
 
 
 def test_an_unknown_option(elsewhere):
-    with pytest.raises(TypeError, match=r"fill\(\) has no option 'wrokers'; it has chunk_size, .*workers"):
-        fill(DictionaryStash(), square, range(3), wrokers=2)
+    with pytest.raises(TypeError, match=r"fill\(\) has no option 'workerz'; it has chunk_size, .*workers"):
+        fill(DictionaryStash(), square, range(3), workerz=2)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
