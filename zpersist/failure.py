@@ -5,11 +5,18 @@ from __future__ import annotations
 import pickle
 import sys
 import traceback
-from typing import TextIO
+from typing import Any, TextIO
 
 from zpersist.errors import InvalidArgumentError, ZPersistError
 
 __all__ = ["Failure"]
+
+
+def _text(exception: BaseException) -> str:
+    try:
+        return str(exception)
+    except Exception as err:  # noqa: BLE001 - whatever a foreign __str__ raises
+        return f"(its text can't be told: {err!r})"
 
 
 class Failure:
@@ -47,7 +54,7 @@ class Failure:
             raise InvalidArgumentError("no exception is being handled; use Failure(exception)")
         self.exception = exception
         self.thrower = thrower
-        self.message = str(exception) if message is None else message
+        self.message = _text(exception) if message is None else message
         lines = traceback.format_exception(exception)
         self.traceback_str = "".join(lines)
 
@@ -73,11 +80,19 @@ class Failure:
         if self.thrower is not None:
             state["thrower"] = str(self.thrower)
         try:
-            # An exception with a constructor of its own often pickles well and can't be unpickled.
-            pickle.loads(pickle.dumps(self.exception))
+            state["exception"] = pickle.dumps(self.exception)
         except Exception:  # noqa: BLE001 - whatever the foreign __reduce__ raises, the text must travel
-            state["exception"] = ZPersistError(repr(self))
-        return state
+            state["exception"] = b""
+        return state | {"text": repr(self)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        data, text = state.pop("exception"), state.pop("text")
+        self.__dict__.update(state)
+        try:
+            # One with a constructor of its own, or whose module is not here, can't be made again.
+            self.exception = pickle.loads(data)
+        except Exception:  # noqa: BLE001 - whatever the foreign class raises, the text has come
+            self.exception = ZPersistError(text)
 
     def __str__(self) -> str:
         return self.message

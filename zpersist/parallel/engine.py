@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from uuid import uuid4
 
 from zpersist.errors import EncodeError, InvalidArgumentError, WorkerDiedError
+from zpersist.failure import Failure
 from zpersist.parallel import guard
 from zpersist.parallel.job import Job, Report
 from zpersist.parallel.logs import captured
@@ -126,7 +127,10 @@ class _Call(NamedTuple):
                     guard.enter_worker()
                     guard.limit_threads(self.threads)
                 job = pickle.loads(payload)
-                job.begin()
+                try:
+                    job.begin()
+                except Exception as err:  # noqa: BLE001 - the parent is to raise it
+                    return Report(0, 0.0, {}, Failure(WorkerDiedError(f"a worker could not begin: {err!r}")), [])
                 _jobs[self.token] = job
                 while len(_jobs) > 2:
                     _jobs.popitem(last=False)
@@ -207,5 +211,8 @@ class ExecutorEngine(Engine):
     def close(self, *, now: bool) -> None:
         for future in self._running:
             future.cancel()
+        with _jobs_lock:
+            # Where threads have done the work.
+            _jobs.pop(self._call.token, None)
         if self._make is not None:
             self._executor.shutdown(wait=not now)

@@ -99,7 +99,9 @@ class KeyedStash(MultiProcessDefaultStash[V]):
             return
         for _ in self._filling(wants_keys=True, order=order):
             yield from self._pairs(order.ready())
-        yield from self._pairs(order.ready())
+        # What others have done meanwhile, or all of it.
+        rest = order.ready() if not order.untouched else (self._key_of(item) for item in self._create_data())
+        yield from self._pairs(rest)
 
 
 @define(slots=False, eq=False)

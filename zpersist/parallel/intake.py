@@ -53,17 +53,30 @@ class InputOrder:
 
     def __init__(self, window: int) -> None:
         self._window = window
+        #: The first place that is not done, and those after it that are.
+        self._first = 0
+        self._after: list[int] = []
+        #: The first place whose key was not yielded.
         self._next = 0
         self._done: list[tuple[int, str]] = []
 
+    @property
+    def untouched(self) -> bool:
+        """Whether nothing was done."""
+        return self._first == 0 and not self._after
+
     def limit(self) -> int:
         """Return up to which place items may be given out."""
-        return self._next + self._window
+        return self._first + self._window
 
     def add(self, places: Iterable[int], keys: Iterable[str]) -> None:
         """Take the keys of what is done."""
-        for pair in zip(places, keys, strict=True):
-            heappush(self._done, pair)
+        for place, key in zip(places, keys, strict=True):
+            heappush(self._done, (place, key))
+            heappush(self._after, place)
+        while self._after and self._after[0] == self._first:
+            heappop(self._after)
+            self._first += 1
 
     def ready(self) -> Iterator[str]:
         """Yield the keys of all that follow on those yielded before."""

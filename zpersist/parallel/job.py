@@ -140,7 +140,7 @@ class Job:
             except EncodeError as err:
                 err.add_note(f"while {self.work.label} sent {key!r}")
                 failure = Failure(err, thrower=f"key {key!r}")
-                if self.on_error == "raise" or place < 0:
+                if self.on_error == "raise":
                     return report._replace(done=0, fatal=failure, pairs=[], places=[])
                 failures[place] = failure
                 value = failure
@@ -157,7 +157,7 @@ class _Doing:
         self.job = job
         self.items = items
         self.unsure = unsure and job.delegate is not None
-        #: The item under way.
+        #: The item under way; of many that are processed together, none.
         self.place = -1
         self.began = now()
         self.end = self.began + job.budget
@@ -237,6 +237,7 @@ class _Doing:
 
     def _whole(self) -> int:
         single = len(self.items) == 1
+        self.place = 0 if single else -1
         self.job.mark[1] = now()
         try:
             self._collect(self._marked(self.job.work.process(self.items)))
@@ -267,7 +268,9 @@ class _Doing:
             return
         key = self.job.work.name_of(self.items[place])
         self.failures[place] = failure = Failure(err, thrower=f"key {key!r}")
-        err.add_note(f"while {self.job.work.label} made {key!r}")
+        # A frozen one takes no note.
+        with suppress(AttributeError, TypeError):
+            err.add_note(f"while {self.job.work.label} made {key!r}")
         if self.job.on_error == "raise":
             return
         if self.job.failures is not None:
@@ -309,7 +312,7 @@ class _Doing:
             try:
                 delegate.dump_many(batch)
                 self.first = self.first or batch[0][0]
-            except EncodeError:
+            except (EncodeError, MemoryError):
                 self._keep_one_by_one(delegate, batch, places)
         except Exception as err:
             raise _Fatal from err
@@ -321,11 +324,11 @@ class _Doing:
             try:
                 delegate.dump(key, value)
                 self.first = self.first or key
-            except EncodeError as err:
-                if self.job.on_error == "raise" or place < 0:
+            except (EncodeError, MemoryError) as err:
+                if self.job.on_error == "raise":
                     raise
                 self.failures[place] = failure = Failure(err, thrower=f"key {key!r}")
-                if self.job.on_error == "store":
+                if self.job.on_error == "store" and place >= 0:
                     delegate.dump(key, failure)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,6 +14,9 @@ LogRecords = list[logging.LogRecord]
 
 #: The most records a worker keeps before it tells its parent.
 _MOST = 10_000
+
+
+_USUAL = logging.makeLogRecord({}).__dict__.keys()
 
 
 class _Capture(logging.Handler):
@@ -28,19 +32,29 @@ class _Capture(logging.Handler):
             if record.exc_info:
                 record.exc_text = logging.Formatter().formatException(record.exc_info)
                 record.exc_info = None
+            try:
+                pickle.dumps(record.__dict__)
+            except Exception:  # noqa: BLE001 - something of extra= can't travel, whatever its __reduce__ raises
+                record.__dict__ = {name: record.__dict__[name] for name in _USUAL if name in record.__dict__}
             self.records.append(record)
 
 
 @contextmanager
 def captured(level: int) -> Iterator[LogRecords]:
-    """Collect, within a ``with``, what would go to the handlers of the root logger, whose level is given."""
+    """Collect, within a ``with``, what would go to any handler; the root logger has the level that is given."""
     root, capture = logging.getLogger(), _Capture()
-    before, root.handlers = root.handlers, [capture]
+    named = [logger for logger in logging.root.manager.loggerDict.values() if isinstance(logger, logging.Logger)]
+    before = [(logger, logger.handlers, logger.propagate) for logger in (root, *named)]
+    for logger in named:
+        # Their handlers are the parent's, too, and get the record there.
+        logger.handlers, logger.propagate = [], True
+    root.handlers = [capture]
     root.setLevel(level)
     try:
         yield capture.records
     finally:
-        root.handlers = before
+        for logger, handlers, propagate in before:
+            logger.handlers, logger.propagate = handlers, propagate
 
 
 def replay(records: LogRecords) -> None:

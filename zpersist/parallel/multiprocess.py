@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import threading
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Sized
 from concurrent.futures import Executor
 from contextlib import closing, contextmanager
 from threading import get_ident
-from types import TracebackType
 from typing import Any, ClassVar, Literal, TypeVar
 from uuid import uuid4
 
@@ -19,7 +19,7 @@ from attrs import define, field
 from zpersist.errors import InvalidArgumentError, UnsupportedOperationError
 from zpersist.failure import Failure
 from zpersist.files.locks import Claims
-from zpersist.flights import flights
+from zpersist.forklock import ForkLock
 from zpersist.parallel.engine import Engine, ExecutorEngine, SerialEngine
 from zpersist.parallel.guard import available_cores, in_worker, refuse_in_import
 from zpersist.parallel.intake import InputOrder, Intake, Known, stretches
@@ -37,6 +37,7 @@ from zpersist.parallel.pool import PoolEngine, check_start_method
 from zpersist.parallel.progress import Progress
 from zpersist.parallel.run import Run, Summary
 from zpersist.parallel.schedule import Schedule, Task
+from zpersist.parallel.stashwork import StashWork
 from zpersist.stash import MISSING, Stash, native
 from zpersist.wrappers.factory import check_keeps
 from zpersist.wrappers.prime import Completion, PrimablePreemptiveStash, companion_of
@@ -47,8 +48,9 @@ V = TypeVar("V")
 
 logger = logging.getLogger(__name__)
 
-#: How many fillings a thread is within.
-_depth: Any = threading.local()
+#: The threads that fill something, once for each filling.
+_filling_threads: list[int] = []
+_guard = ForkLock()
 
 Order = Literal["stored", "completed", "input"]
 
@@ -63,47 +65,6 @@ def _interruptible() -> Iterator[None]:
         if note not in getattr(err, "__notes__", ()):
             err.add_note(note)
         raise
-
-
-class _StashWork:
-    """The work of a stash, on its way to the workers."""
-
-    def __init__(self, stash: MultiProcessStash[Any]) -> None:
-        self._stash = stash
-        self.label = stash._label
-        self.divisible = stash._divisible
-
-    def begin(self, *, away: bool) -> None:
-        """Begin in a worker; ``away``: it has a stash of its own."""
-        if away:
-            self._stash._worker = True
-        if self._stash.initializer is not None:
-            self._stash.initializer()
-
-    def process(self, items: Iterable[Any]) -> Iterable[tuple[str, Any]]:
-        """Have the stash process items."""
-        return self._stash._process(items)  # type: ignore[arg-type]
-
-    def key_of(self, item: Any) -> str:
-        """Return what the stash calls an item."""
-        return self._stash._key_of(item)
-
-    def name_of(self, item: Any) -> str:
-        """Return the key of an item, or what else names it if that raises."""
-        try:
-            return self._stash._key_of(item)
-        except Exception:  # noqa: BLE001 - it is raised where the item is made; here it is only to be named
-            return repr(item)[:200]
-
-    def __enter__(self) -> None:
-        if self._stash._worker is None:
-            self._stash._worker = get_ident()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._stash._worker is not True:
-            self._stash._worker = None
 
 
 @define(slots=False, eq=False)
@@ -200,6 +161,7 @@ class MultiProcessStash(PrimablePreemptiveStash[V]):
     _worker: int | bool | None = field(init=False, repr=False, default=None)
     # The thread that fills it, and may read it meanwhile.
     _filler: int | None = field(init=False, repr=False, default=None)
+    _fill_lock: tuple[int, threading.Lock] | None = field(init=False, repr=False, default=None)
 
     @abstractmethod
     def _create_data(self) -> Iterable[Any]:
@@ -235,31 +197,40 @@ class MultiProcessStash(PrimablePreemptiveStash[V]):
 
     def __getstate__(self) -> dict[str, object]:
         # Its workers need no executor.
-        return self.__dict__ | {"executor": None, "_worker": None, "_filler": None}
+        return self.__dict__ | {"executor": None, "_worker": None, "_filler": None, "_fill_lock": None}
 
     # filling
 
     def _filling(self, *, wants_keys: bool = False, order: InputOrder | None = None) -> Iterator[list[str]]:
         refuse_in_import()
-        with flights.hold(id(self), "prime"):
+        with self._filling_lock():
             claims = self._claims_of_delegate()
             with closing(claims) if claims is not None else self.delegate._flight("all", "prime"):
                 self._reset_has_data()
                 if self.has_data:
                     return
-                self._filler = get_ident()
-                _depth.value = getattr(_depth, "value", 0) + 1
+                self._filler = thread = get_ident()
+                _filling_threads.append(thread)
                 try:
                     with _interruptible():
                         yield from self._fill(claims, wants_keys, order)
                 finally:
                     self._filler = None
-                    _depth.value -= 1
+                    _filling_threads.remove(thread)
                 self._set_has_data()
+
+    def _filling_lock(self) -> threading.Lock:
+        # One that any thread may give back, for an iteration may be ended by another one; a child has its own.
+        pid = os.getpid()
+        if self._fill_lock is None or self._fill_lock[0] != pid:
+            with _guard:
+                if self._fill_lock is None or self._fill_lock[0] != pid:
+                    self._fill_lock = pid, threading.Lock()
+        return self._fill_lock[1]
 
     def _claims_of_delegate(self) -> Claims | None:
         # Whoever works for another filling would wait for what that one claims.
-        if not self.delegate.shared or in_worker() or getattr(_depth, "value", 0) > 0:
+        if not self.delegate.shared or in_worker() or get_ident() in _filling_threads:
             return None
         return self.delegate._claims()
 
@@ -305,7 +276,7 @@ class MultiProcessStash(PrimablePreemptiveStash[V]):
         shared = self.delegate.shared
         failures = companion_of(self.delegate, "failures")
         job = Job(
-            _StashWork(self),
+            StashWork(self),
             self.delegate if shared else None,
             self.on_error,
             failures=failures if shared and failures.shared else None,
@@ -324,8 +295,22 @@ class MultiProcessStash(PrimablePreemptiveStash[V]):
                 failures.dump_many(failed)
                 if failed_before:
                     self._forget(failed_before.intersection(map(name_of, task.items[: report.done])) - failed.keys())
+                if task.lost:
+                    self._settle_lost(task, report)
                 yield task, report
         logger.info("%s: %s", self._label, summary)
+
+    def _settle_lost(self, task: Task, report: Report) -> None:
+        # A worker may have noted a failure before it was lost: it is one still, or was mended.
+        failures = companion_of(self.delegate, "failures")
+        for place in range(report.done):
+            name = StashWork(self).name_of(task.items[place])
+            failure = None if place in report.failures else failures.get(name)
+            if failure is not None and isinstance(self.delegate.get(name), Failure):
+                self.summary.failures[name] = failure
+                self.summary.done -= 1
+            elif failure is not None:
+                failures.delete(name)
 
     def _beside(self) -> Stash[Any]:
         try:
@@ -411,6 +396,8 @@ class MultiProcessStash(PrimablePreemptiveStash[V]):
         if order == "completed":
             return self._as_completed()
         if order == "input":
+            if isinstance(window, bool) or not isinstance(window, int) or window < 1:
+                raise InvalidArgumentError(f"window must be a whole number of at least 1, not {window!r}")
             return self._in_order(window)
         raise InvalidArgumentError(f"order must be 'stored', 'completed' or 'input', not {order!r}")
 
@@ -421,14 +408,19 @@ class MultiProcessStash(PrimablePreemptiveStash[V]):
                 yield key, value
 
     def _as_completed(self) -> Iterator[tuple[str, V]]:
-        there = set()
-        for key in tuple(self.delegate.keys()):
-            there.add(key)
-            yield from self._pairs((key,))
-        if self.has_data:
-            return
-        for keys in self._filling(wants_keys=True):
-            yield from self._pairs(keys)
+        seen: set[str] = set()
+
+        def new(keys: Iterable[str]) -> Iterator[tuple[str, V]]:
+            for pair in self._pairs(key for key in keys if key not in seen):
+                seen.add(pair[0])
+                yield pair
+
+        yield from new(tuple(self.delegate.keys()))
+        if not self.has_data:
+            for keys in self._filling(wants_keys=True):
+                yield from new(keys)
+        # What others have made meanwhile.
+        yield from new(tuple(self.delegate.keys()))
 
     def _in_order(self, window: int) -> Iterator[tuple[str, V]]:
         raise UnsupportedOperationError(

@@ -11,10 +11,12 @@ import multiprocessing
 import os
 import pickle
 import signal
+import sys
 import threading
 import time
 import weakref
 from collections import deque
+from importlib.util import find_spec
 from mmap import mmap
 from multiprocessing.connection import Connection, wait
 from typing import Any
@@ -173,6 +175,12 @@ class PoolEngine(Engine):
             member = by_source[source]
             if member in self._members and (not self._receive(member, events) or source is not member.pipe):
                 self._bury(member, events)
+        # A child of a dead worker may hold open what would tell of the death.
+        for member in tuple(self._members):
+            if not member.process.is_alive():
+                self._receive(member, events)
+                if member in self._members:
+                    self._bury(member, events)
         return events
 
     def _receive(self, member: _Member, events: list[Event]) -> bool:
@@ -217,7 +225,7 @@ class PoolEngine(Engine):
         code = self._leave(member)
         if at < 0 and not member.done:
             self._stillborn += 1
-            if code is None or code >= 0 or self._stillborn > _STILLBORN:
+            if code is None or code > 0 or self._stillborn > _STILLBORN:
                 raise WorkerDiedError(
                     f"a worker process {_how(code)} before it did anything; if it could not import the script, its "
                     f"error stands above: is what begins this work under  if __name__ == '__main__': ?"
@@ -252,6 +260,9 @@ class PoolEngine(Engine):
 
 def _travelling(job: Job) -> bytes:
     # A process of this machine imports the script, so that what it defines is found there by its name.
+    # Of one that has no script, what it defines must travel itself.
+    if not hasattr(sys.modules["__main__"], "__file__") and find_spec("cloudpickle"):
+        return packed(job)
     try:
         return pickle.dumps(job, 5)
     except Exception:  # noqa: BLE001 - whatever it is, it is to travel by its code then

@@ -179,7 +179,7 @@ class Run:
 
     def _look_whether_it_arrives(self, report: Report) -> None:
         stash, key = self._job.probe or (self._delegate, report.first)
-        if self._reached or not key:
+        if self._reached or not key or report.fatal is not None:
             return
         self._reached = True
         if not stash.exists(key):
@@ -194,7 +194,9 @@ class Run:
         self._look_whether_it_arrives(report)
         replay(report.records)
         if self._job.delegate is None:
-            self._delegate.dump_many(pickle.loads(report.sealed) if report.sealed else report.pairs)
+            if report.sealed:
+                report = report._replace(pairs=pickle.loads(report.sealed), sealed=b"")
+            self._delegate.dump_many(report.pairs)
         self._delegate._outdated()
         self._schedule.learn(report.done, report.seconds)
         if report.fatal is not None:

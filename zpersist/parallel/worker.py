@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import signal
 import time
@@ -15,6 +16,9 @@ from zpersist.parallel.job import Job
 from zpersist.parallel.logs import captured
 
 __all__ = ["main"]
+
+#: The process of the worker itself, not of its children.
+_pid = 0
 
 
 class _Stop(BaseException):
@@ -34,6 +38,8 @@ def main(
     # The parent decides what an interrupt means; it ends its children by SIGTERM.
     with suppress(_Stop, EOFError):
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        global _pid
+        _pid = os.getpid()
         signal.signal(signal.SIGTERM, _stop)
         guard.die_with_parent()
         guard.enter_worker()
@@ -52,7 +58,12 @@ def _arrived(job: Job | bytes) -> Job:
 
 
 def _stop(number: int, frame: object) -> None:
-    raise _Stop
+    if os.getpid() != _pid:
+        # A child of a worker is ended as any other process.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTERM)
+    else:
+        raise _Stop
 
 
 def _serve(job: Job, pipe: Connection, level: int) -> None:
