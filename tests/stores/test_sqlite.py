@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sqlite3
 import subprocess
@@ -149,3 +150,13 @@ def test_threads_make_the_database_once(tmp_path):
         in_threads(6, lambda i, path=path: SqliteStash(path).dump(str(i), i))
         assert len(SqliteStash(path)) == 6
         assert os.stat(path).st_mode & 0o777 == 0o600
+
+
+def test_a_stash_that_is_dropped_is_closed(tmp_path):
+    before = len(os.listdir("/proc/self/fd"))
+    stash = SqliteStash(tmp_path / "data.db")
+    stash["a"] = 1
+    assert len(os.listdir("/proc/self/fd")) > before
+    del stash
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) <= before

@@ -126,6 +126,12 @@ class Connection:
         self.__dict__.update(state)
         self._set_up()
 
+    def __del__(self) -> None:
+        # Of a stash that is dropped without being closed.
+        db = getattr(self, "_db", None)
+        if db is not None:
+            db.close()
+
     def close(self) -> None:
         """Close the database; the next use opens it again."""
         with self.lock:
