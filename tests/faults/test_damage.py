@@ -782,7 +782,8 @@ def test_bits_of_the_log_of_a_database(tmp_path):
         stash.dump("a", "old")
 
     def write():
-        SqliteStash(path).dump("a", VALUE)
+        stash = SqliteStash(path)
+        stash.dump("a", VALUE)
         os.kill(os.getpid(), signal.SIGKILL)
 
     assert forked(write) == -signal.SIGKILL
