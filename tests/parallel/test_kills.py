@@ -26,7 +26,7 @@ def killer(victim, seed):
     """Kill children of a process, one now and then."""
     rng = random.Random(seed)
     while True:
-        time.sleep(rng.uniform(0.001, 0.03))
+        time.sleep(rng.uniform(0.005, 0.06))
         try:
             children = Path(f"/proc/{victim}/task/{victim}/children").read_text().split()
         except FileNotFoundError:

@@ -37,7 +37,7 @@ __all__ = ["PoolEngine", "check_start_method"]
 _GRACE = 1.0
 
 #: How many workers, one after the other, may be killed before they have begun anything.
-_STILLBORN = 100
+_STILLBORN = 1000
 
 #: The largest task that may wait in the pipe of a busy worker, in bytes: sending it must not block.
 _PIPED = 1 << 14
