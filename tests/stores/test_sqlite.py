@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 
 import pytest
 
@@ -60,7 +61,7 @@ def test_nothing_is_lost_when_many_open_and_close_it(tmp_path):
         assert process.returncode == 0, err.decode()
     with SqliteStash(path) as one, SqliteStash(path, table="two") as two:
         assert [len(one), len(two)] == [96, 96]
-    with sqlite3.connect(path) as db:
+    with closing(sqlite3.connect(path)) as db:
         assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 
 
@@ -153,10 +154,14 @@ def test_threads_make_the_database_once(tmp_path):
 
 
 def test_a_stash_that_is_dropped_is_closed(tmp_path):
-    before = len(os.listdir("/proc/self/fd"))
     stash = SqliteStash(tmp_path / "data.db")
     stash["a"] = 1
-    assert len(os.listdir("/proc/self/fd")) > before
+
+    def still_open():
+        links = (f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd"))
+        return any(os.readlink(link).startswith(str(tmp_path)) for link in links if os.path.islink(link))
+
+    assert still_open()
     del stash
     gc.collect()
-    assert len(os.listdir("/proc/self/fd")) <= before
+    assert not still_open()
