@@ -552,6 +552,22 @@ def test_native_threads_are_limited(elsewhere, monkeypatch):
     assert set(stash.values()) == {"5"}
 
 
+def test_native_threads_of_what_is_loaded_are_limited(elsewhere, monkeypatch):
+    numpy = pytest.importorskip("numpy")
+    threadpoolctl = pytest.importorskip("threadpoolctl")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    numpy.ones((9, 9)) @ numpy.ones((9, 9))
+
+    def counts(n=0):
+        return [library["num_threads"] for library in threadpoolctl.threadpool_info()]
+
+    with threadpoolctl.threadpool_limits(2):
+        stash = DirectoryStash("data")
+        fill(stash, counts, range(4), workers=2, threads=1, start_method="fork")
+        assert all(set(found) == {1} for found in stash.values())
+        assert set(counts()) == {2}
+
+
 def test_within_a_worker_it_works_alone(elsewhere, caplog):
     def nested(n):
         inner = DirectoryStash(f"inner-{n}")

@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -80,13 +80,26 @@ def _limits(threads: int) -> dict[str, str]:
     return {name: str(threads) for name in _THREADS if name not in os.environ}
 
 
+def _loaded_libraries(threads: int) -> AbstractContextManager[object]:
+    """Have libraries that have read the environment already use so many threads within a ``with``."""
+    if "numpy" not in sys.modules or not find_spec("threadpoolctl"):
+        return nullcontext()
+    import threadpoolctl
+
+    limits: AbstractContextManager[object] = threadpoolctl.threadpool_limits(threads)
+    return limits
+
+
 @contextmanager
 def thread_limits(threads: int) -> Iterator[None]:
     """Have processes that are started within a ``with`` use so many threads in BLAS and OpenMP."""
+    wanted = os.environ.get("OMP_NUM_THREADS", str(threads)) == str(threads)
     added = _limits(threads)
     os.environ.update(added)
     try:
-        yield
+        # Forked ones inherit what libraries that are loaded already use; to tell them there would cost each its start.
+        with _loaded_libraries(threads) if wanted else nullcontext():
+            yield
     finally:
         for name in added:
             os.environ.pop(name, None)
@@ -96,11 +109,9 @@ def limit_threads(threads: int) -> None:
     """Have this process use so many threads in BLAS and OpenMP, unless the environment says otherwise."""
     wanted = os.environ.get("OMP_NUM_THREADS", str(threads))
     os.environ.update(_limits(threads))
-    # Libraries that were loaded before a fork have read the environment already.
-    if "numpy" in sys.modules and wanted == str(threads) and find_spec("threadpoolctl"):
-        import threadpoolctl
-
-        threadpoolctl.threadpool_limits(threads)
+    if wanted == str(threads):
+        # It stays so: nothing is taken back when the process ends.
+        _loaded_libraries(threads).__enter__()
 
 
 # memory

@@ -124,7 +124,7 @@ class PoolEngine(Engine):
         self._workers = workers
         self._timeout = timeout
         self._most = max_tasks_per_worker
-        self._options = (max_memory, threads, level)
+        self._options = (max_memory, level)
         self._threads = threads
         # What forked children share needs no file; others are given one.
         self._memory = mmap(-1, 16 * workers) if method == "fork" else self._context.RawArray("d", 2 * workers)

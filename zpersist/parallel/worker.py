@@ -31,7 +31,6 @@ def main(
     slots: Any,
     slot: int,
     max_memory: int | None,
-    threads: int,
     level: int,
 ) -> None:
     """Do the tasks that come through a pipe, until it is closed or an empty one comes."""
@@ -43,7 +42,6 @@ def main(
         signal.signal(signal.SIGTERM, _stop)
         guard.die_with_parent()
         guard.enter_worker()
-        guard.limit_threads(threads)
         if max_memory is not None:
             guard.limit_memory(max_memory)
         job = _arrived(job)
