@@ -37,10 +37,7 @@ __all__ = ["PoolEngine", "check_start_method"]
 _GRACE = 1.0
 
 #: How many workers, one after the other, may be killed before they have begun anything.
-_STILLBORN = 1000
-
-#: The same, if others have worked: then it is no fault of the program, and who kills them will end.
-_STILLBORN_LATER = 100_000
+_STILLBORN = 100
 
 #: The largest task that may wait in the pipe of a busy worker, in bytes: sending it must not block.
 _PIPED = 1 << 14
@@ -133,7 +130,6 @@ class PoolEngine(Engine):
         self._members: list[_Member] = []
         self._free = list(range(workers))
         self._stillborn = 0
-        self._has_worked = False
         _engines.add(self)
 
     def room(self, cheap: bool) -> int:
@@ -194,7 +190,7 @@ class PoolEngine(Engine):
                 said = pickle.loads(member.pipe.recv_bytes())
                 if isinstance(said, Failure):
                     raise WorkerDiedError(f"a worker could not begin: {said!r}") from said.exception
-                self._stillborn, self._has_worked = 0, True
+                self._stillborn = 0
                 task = member.tasks.popleft()
                 events.append(Event(task, said))
                 member.done += said.done
@@ -229,8 +225,7 @@ class PoolEngine(Engine):
         code = self._leave(member)
         if at < 0 and not member.done:
             self._stillborn += 1
-            most = _STILLBORN_LATER if self._has_worked else _STILLBORN
-            if code is None or code > 0 or self._stillborn > most:
+            if code is None or code > 0 or self._stillborn > _STILLBORN:
                 raise WorkerDiedError(
                     f"a worker process {_how(code)} before it did anything; if it could not import the script, its "
                     f"error stands above: is what begins this work under  if __name__ == '__main__': ?"
