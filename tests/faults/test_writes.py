@@ -45,6 +45,8 @@ from zpersist.files.atomic import write_file
 from zpersist.stores import directory as directory_module
 from zpersist.work import level as level_module
 
+from ..disk import on_a_small_disk
+
 ROOT = Path(__file__).parents[2]
 ABSENT = "nothing is there"
 
@@ -853,31 +855,21 @@ def fill_step_by_step(path, what):
     assert not wrong, "\n".join(wrong)
 
 
-MOUNT = 'mount -t tmpfs -o size=256k,mode=700 tmpfs "$1" && shift && exec "$@"'
-
-
-def on_a_small_disk(call, disk):
-    """Run a function of this module in a mount namespace with a disk of 256 KiB; ``None`` if that is refused."""
+def run_on_a_small_disk(call, disk):
+    """Run a function of this module with a disk of 256 KiB; ``None`` if that is refused."""
     code = f"from tests.faults.test_writes import *; {call}"
-    for space in ("-rm", "-m"):
-        command = ["unshare", space, "sh", "-c", MOUNT, "sh", str(disk)]
-        with suppress(FileNotFoundError):
-            if subprocess.run([*command, "true"], capture_output=True).returncode == 0:
-                return subprocess.run(
-                    [*command, sys.executable, "-W", "error", "-c", code],
-                    capture_output=True,
-                    text=True,
-                    cwd=ROOT,
-                    env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
-                )
-    return None
+    command = on_a_small_disk([sys.executable, "-W", "error", "-c", code], disk)
+    if command is None:
+        return None
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env)
 
 
 @pytest.mark.parametrize("call", ["fill('directory', {})", "fill('sqlite', {})", "fill_by_work({})"])
 def test_a_full_disk(call, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
-    done = on_a_small_disk(call.format(repr(str(disk))), disk)
+    done = run_on_a_small_disk(call.format(repr(str(disk))), disk)
     if done is not None:
         assert done.returncode == 0, done.stderr
         return
@@ -893,7 +885,7 @@ def test_a_full_disk(call, tmp_path):
 def test_a_disk_with_little_room(what, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
-    done = on_a_small_disk(f"fill_step_by_step({str(disk)!r}, {what!r})", disk)
+    done = run_on_a_small_disk(f"fill_step_by_step({str(disk)!r}, {what!r})", disk)
     if done is not None:
         assert done.returncode == 0, done.stderr
         return

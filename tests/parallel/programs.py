@@ -8,6 +8,7 @@ import sys
 import time
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 
 from zpersist import DirectoryStash, ReadOnlyStash, fill
 
@@ -63,6 +64,33 @@ def tell(root, text):
     os.close(fd)
 
 
+def die(how):
+    """End this process."""
+    if how == "exit":
+        os._exit(3)
+    if how == "crash":
+        import ctypes
+        import faulthandler
+
+        faulthandler.disable()
+        ctypes.string_at(0)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Unsendable:
+    """An item that can't travel."""
+
+    def __reduce__(self):
+        raise ValueError("not this one")
+
+
+class Unreadable:
+    """An item that can't be made again where it arrives."""
+
+    def __reduce__(self):
+        return int, ("not a number",)
+
+
 class Squares(ReadOnlyStash):
     """A factory whose class is known to the script alone."""
 
@@ -76,14 +104,18 @@ class Squares(ReadOnlyStash):
         if name == "37":
             self.fail()
         time.sleep(self.delay)
-        return int(name) ** 2
+        return bytes(9000) if self.trouble == "full" else int(name) ** 2
 
     def fail(self):
-        if self.trouble == "kill" or (self.trouble == "kill once" and not os.path.exists(f"{self.root}/once")):
+        how, _, once = self.trouble.partition(" ")
+        if how in ("kill", "crash", "exit") and not (once and os.path.exists(f"{self.root}/once")):
             open(f"{self.root}/once", "w").close()
-            os.kill(os.getpid(), signal.SIGKILL)
-        if self.trouble == "raise":
+            die(how)
+        if how == "raise":
             raise ValueError("item 37")
+        if how == "late":
+            time.sleep(4)
+            tell(self.root, "ended")
 
     def keys(self):
         return map(str, range(120))
@@ -97,15 +129,35 @@ def main(name, trouble, root, delay="0"):
         value = squares.load(key)
         return (lambda: value) if key == "37" and trouble == "unpicklable" else value
 
+    odd = {"unsendable": Unsendable, "unreadable": Unreadable}.get(trouble)
+    items = [odd() if odd and key == "37" else key for key in squares.keys()]
+
+    def fill_it(stash, options):
+        summary = fill(stash, work, items, key=key_of, workers=2, on_error="skip", **options)
+        print("summary", summary.done, summary.there, sorted(summary.failures), len(stash), flush=True)
+        for failure in summary.failures.values():
+            print("failure", type(failure.exception).__name__, failure.message, flush=True)
+            print("cause", type(failure.exception.__cause__).__name__, flush=True)
+
     with engine(name) as options:
         stash = DirectoryStash(f"{root}/data")
+        if trouble == "full":
+            stash = DirectoryStash(f"{root}/disk/data")
+            Path(f"{root}/disk/ballast").write_bytes(bytes(1_700_000))
+        elif trouble == "timeout":
+            options["timeout"] = 60
         try:
-            summary = fill(stash, work, squares.keys(), workers=2, on_error="skip", **options)
-            print("summary", summary.done, summary.there, sorted(summary.failures), len(stash), flush=True)
-            for failure in summary.failures.values():
-                print("failure", type(failure.exception).__name__, failure.message, flush=True)
+            fill_it(stash, options)
         except Exception as err:
             print("error", type(err).__name__, err, len(stash), flush=True)
+        if trouble == "full":
+            Path(f"{root}/disk/ballast").unlink()
+            fill_it(stash, options)
+
+
+def key_of(item):
+    """Return the key of an item, which may be odd."""
+    return item if isinstance(item, str) else "37"
 
 
 if __name__ == "__main__":

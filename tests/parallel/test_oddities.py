@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from zpersist import (
+    DecodeError,
     DictionaryStash,
     DirectoryStash,
     EncodeError,
@@ -224,6 +225,61 @@ def test_a_death_after_a_failure(elsewhere, on_error):
 
 
 # errors
+
+
+class Travelling:
+    """An item that is sent as a call."""
+
+    def __init__(self, function, *arguments):
+        self.way = function, arguments
+
+    def __reduce__(self):
+        if self.way[0] is None:
+            raise ValueError("not this one")
+        return self.way
+
+
+def _end_worker():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("on_error", ["raise", "skip", "store"])
+@pytest.mark.parametrize("size", [0, 7])
+@pytest.mark.parametrize(
+    ("way", "error", "words"),
+    [
+        ((None,), EncodeError, "an item can't travel to a worker"),
+        ((int, "x"), DecodeError, "an item can't be made again in a worker"),
+        ((_end_worker,), WorkerDiedError, "'37' killed its worker 3 times"),
+    ],
+    ids=["unsendable", "unreadable", "deadly"],
+)
+def test_an_item_that_does_not_arrive(elsewhere, on_error, size, way, error, words):
+    items = [Travelling(*way) if n == 37 else n for n in range(60)]
+    options = {"key": lambda n: str(n) if isinstance(n, int) else "37", "workers": 2, "chunk_size": size}
+    stash = DirectoryStash("data")
+    if on_error == "raise":
+        with pytest.raises(error, match=words):
+            fill(stash, lambda n: n, items, **options)
+        assert "37" not in stash
+    else:
+        summary = fill(stash, lambda n: n, items, on_error=on_error, **options)
+        assert summary.done == 59
+        assert list(summary.failures) == ["37"]
+        assert isinstance(summary.failures["37"].exception, error)
+        assert words in summary.failures["37"].message
+        assert isinstance(stash.get("37"), Failure) is (on_error == "store")
+
+
+def test_an_item_that_can_not_be_noted(elsewhere):
+    class Locked(Hooks):
+        items_ = (threading.Lock(),)
+
+        def _process(self, chunk):
+            yield "a", 1
+
+    with pytest.raises(EncodeError, match="an item can't be noted as done: .*give its name"):
+        Locked(DirectoryStash("data"), workers=1).prime()
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -19,7 +19,7 @@ from zpersist.parallel.job import Job, Report
 from zpersist.parallel.logs import captured
 from zpersist.parallel.schedule import Task
 
-__all__ = ["Engine", "Event", "ExecutorEngine", "SerialEngine", "packed"]
+__all__ = ["Engine", "Event", "ExecutorEngine", "SerialEngine", "packed", "sent"]
 
 
 class Event(NamedTuple):
@@ -45,7 +45,13 @@ class Engine(ABC):
 
     @abstractmethod
     def submit(self, task: Task, *, unsure: bool) -> None:
-        """Give a task to a worker; see :meth:`Job.do`."""
+        """Give a task to a worker; see :meth:`Job.do`.
+
+        Raises
+        ------
+        EncodeError
+            An item can't travel.
+        """
 
     @abstractmethod
     def wait(self, timeout: float) -> list[Event]:
@@ -84,6 +90,14 @@ class SerialEngine(Engine):
         self._task = None
 
 
+def sent(task: Task, dumps: Callable[[list[Any], int], bytes]) -> bytes:
+    """Return the items of a task as bytes."""
+    try:
+        return dumps(task.items, 5)
+    except Exception as err:
+        raise EncodeError(f"an item can't travel to a worker ({type(err).__name__}: {err}); give its name") from err
+
+
 def packed(job: Job) -> bytes:
     """Return a job as bytes that make it again also where this program's script is not known."""
     try:
@@ -114,7 +128,7 @@ class _Call(NamedTuple):
     level: int
     threads: int
 
-    def __call__(self, payload: bytes | None, items: list[Any], unsure: bool) -> Report | None:
+    def __call__(self, payload: bytes | None, items: bytes, unsure: bool) -> Report | None:
         """Do a task where an executor has brought it; ``None``: the job is not known here yet."""
         # A thread pool brings it nowhere.
         away = os.getpid() != self.parent
@@ -135,9 +149,9 @@ class _Call(NamedTuple):
                 while len(_jobs) > 2:
                     _jobs.popitem(last=False)
         if not away:
-            return job.seal(job.do(items, unsure))
+            return job.do_sent(items, unsure)
         with captured(self.level) as records:
-            report = job.seal(job.do(items, unsure))
+            report = job.do_sent(items, unsure)
         return report._replace(records=records)
 
 
@@ -178,8 +192,13 @@ class ExecutorEngine(Engine):
         self._send(task, unsure, None)
 
     def _send(self, task: Task, unsure: bool, payload: bytes | None) -> None:
+        import cloudpickle
+
+        # Not left to the executor, of which one couldn't tell what it failed at.
+        items = sent(task, cloudpickle.dumps)
+
         def send() -> Future[Report | None]:
-            return self._executor.submit(self._call.__call__, payload, task.items, unsure)
+            return self._executor.submit(self._call.__call__, payload, items, unsure)
 
         try:
             future = send()

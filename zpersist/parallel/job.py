@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 from collections.abc import Iterable, Iterator, MutableSequence
 from contextlib import AbstractContextManager, suppress
 from time import monotonic as now
@@ -11,17 +12,20 @@ from typing import Any, Literal, NamedTuple, Protocol, get_args
 from attrs import define, field
 
 from zpersist.codecs import PickleCodec
-from zpersist.errors import EncodeError, InvalidArgumentError
+from zpersist.errors import DecodeError, EncodeError, InvalidArgumentError
 from zpersist.failure import Failure
 from zpersist.stash import Stash
 
-__all__ = ["Job", "OnError", "Report", "Work", "check_on_error"]
+__all__ = ["IDLE", "READING", "Job", "OnError", "Report", "Work", "check_on_error"]
 
 #: What to do about an item that raises: stop and raise, leave it out, or keep a Failure as its value.
 OnError = Literal["raise", "skip", "store"]
 
 #: Where that costs less, so many pairs are written at once, or what there is so many seconds after the last time.
 _BATCH, _PAUSE = 64, 0.005
+
+#: What a worker marks while no item is under way: it waits, or reads the items it was sent.
+IDLE, READING = -1, -2
 
 
 def check_on_error(stash: object, attribute: object, value: object) -> None:
@@ -57,7 +61,7 @@ class Report(NamedTuple):
     #: How many are done; the others are to be given out again.
     done: int
     seconds: float
-    #: By the place among the items: what raised.
+    #: By the place among the items: what raised; -1: one of them, it isn't known which.
     failures: dict[int, Failure]
     #: What raised and is no fault of an item: nothing more can be done.
     fatal: Failure | None
@@ -104,7 +108,7 @@ class Job:
     wants_keys: bool = False
     budget: float = 0.05
     #: Where a worker says which item is under way, and since when.
-    mark: MutableSequence[float] | memoryview[float] = field(factory=lambda: [-1.0, 0.0], repr=False)
+    mark: MutableSequence[float] | memoryview[float] = field(factory=lambda: [IDLE, 0.0], repr=False)
 
     def begin(self) -> None:
         """Begin in a worker that is not where the parent is."""
@@ -125,6 +129,23 @@ class Job:
         """
         with self.work:
             return _Doing(self, items, unsure).report()
+
+    def do_sent(self, data: bytes | memoryview, unsure: bool) -> Report:
+        """Do items that came as bytes, and return a report that can travel."""
+        self.mark[1] = now()
+        self.mark[0] = READING
+        try:
+            items = pickle.loads(data)
+        except Exception as err:  # noqa: BLE001 - a class of the user: what it raises is the failure of an item
+            self.mark[0] = IDLE
+            error = DecodeError(f"an item can't be made again in a worker ({type(err).__name__}: {err}); give its name")
+            error.__cause__ = err
+            return Report(0, 0.0, {-1: Failure(error)}, None, [])
+        self.mark[1] = now()
+        self.mark[0] = 0
+        report = self.seal(self.do(items, unsure))
+        self.mark[0] = IDLE
+        return report
 
     def seal(self, report: Report) -> Report:
         """Return a report that can travel: a value that can't be pickled is the failure of its item."""

@@ -10,6 +10,7 @@ from typing import Any
 from xxhash import xxh3_128_hexdigest
 
 from zpersist.codecs import PickleCodec
+from zpersist.errors import EncodeError
 from zpersist.stash import Stash
 
 __all__ = ["Journal", "KeysThere"]
@@ -111,4 +112,7 @@ class Journal:
 
 def _digest(items: list[Any]) -> str:
     codec = PickleCodec()
-    return xxh3_128_hexdigest(b"".join(codec.dumps(item) for item in items))
+    try:
+        return xxh3_128_hexdigest(b"".join(codec.dumps(item) for item in items))
+    except EncodeError as err:
+        raise EncodeError(f"an item can't be noted as done: {err}; or give its name") from err

@@ -23,11 +23,11 @@ from typing import Any
 
 from attrs import define, field
 
-from zpersist.errors import EncodeError, InvalidArgumentError, ItemTimeoutError, WorkerDiedError
+from zpersist.errors import InvalidArgumentError, ItemTimeoutError, WorkerDiedError
 from zpersist.failure import Failure
 from zpersist.parallel import guard
-from zpersist.parallel.engine import Engine, Event, packed
-from zpersist.parallel.job import Job
+from zpersist.parallel.engine import Engine, Event, packed, sent
+from zpersist.parallel.job import IDLE, READING, Job
 from zpersist.parallel.schedule import Task
 from zpersist.parallel.worker import main
 
@@ -138,6 +138,7 @@ class PoolEngine(Engine):
         return idle + deep * (self._workers - len(self._members))
 
     def submit(self, task: Task, *, unsure: bool) -> None:
+        data = bytes([unsure]) + sent(task, pickle.dumps)
         idle = [member for member in self._members if not member.tasks]
         if idle:
             member = idle[0]
@@ -145,7 +146,6 @@ class PoolEngine(Engine):
             member = self._start()
         else:
             member = min(self._members, key=lambda member: len(member.tasks))
-        data = _pickled(task, unsure)
         if member.tasks and (member.unsent or len(data) > _PIPED):
             # Sending it would wait until the worker has done what it has.
             member.unsent.append(data)
@@ -156,7 +156,7 @@ class PoolEngine(Engine):
     def _start(self) -> _Member:
         ours, theirs = self._context.Pipe()
         slot = self._free.pop(0)
-        self._slots[2 * slot] = -1
+        self._slots[2 * slot] = IDLE
         process = self._context.Process(target=main, args=(self._job, theirs, self._memory, slot, *self._options))
         with guard.thread_limits(self._threads):
             process.start()
@@ -223,7 +223,7 @@ class PoolEngine(Engine):
     def _bury(self, member: _Member, events: list[Event]) -> None:
         at = int(self._slots[2 * member.slot])
         code = self._leave(member)
-        if at < 0 and not member.done:
+        if at == IDLE and not member.done:
             self._stillborn += 1
             if code is None or code > 0 or self._stillborn > _STILLBORN:
                 raise WorkerDiedError(
@@ -232,13 +232,14 @@ class PoolEngine(Engine):
                 )
         error = member.ended or WorkerDiedError(f"its worker {_how(code)}")
         for number, task in enumerate(member.tasks):
-            events.append(Event(task, None, error, -1 if number else at))
+            # What it was reading may be the work of any of the items.
+            events.append(Event(task, None, error, IDLE if number else None if at == READING else at))
 
     def _end_late(self, timeout: float) -> None:
         now = time.monotonic()
         for member in self._members:
             place, since = self._slots[2 * member.slot], self._slots[2 * member.slot + 1]
-            if place >= 0 and member.tasks and now - since > timeout and member.ended is None:
+            if place != IDLE and member.tasks and now - since > timeout and member.ended is None:
                 member.ended = ItemTimeoutError(f"it took longer than {timeout} s, and its worker was ended")
                 member.process.kill()
 
@@ -267,13 +268,6 @@ def _travelling(job: Job) -> bytes:
         return pickle.dumps(job, 5)
     except Exception:  # noqa: BLE001 - whatever it is, it is to travel by its code then
         return packed(job)
-
-
-def _pickled(task: Task, unsure: bool) -> bytes:
-    try:
-        return pickle.dumps((task.items, unsure), 5)
-    except Exception as err:
-        raise EncodeError(f"an item can't travel to a worker ({type(err).__name__}: {err}); give its name") from err
 
 
 def _send(member: _Member, data: bytes) -> None:

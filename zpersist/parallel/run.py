@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from attrs import define, field
 
-from zpersist.errors import InvalidDelegateError, ItemTimeoutError, WorkerDiedError
+from zpersist.errors import EncodeError, InvalidDelegateError, ItemTimeoutError, WorkerDiedError
 from zpersist.failure import Failure
 from zpersist.parallel.engine import Engine, Event, SerialEngine
 from zpersist.parallel.intake import Intake
@@ -146,7 +146,7 @@ class Run:
 
     def _tasks(self) -> Iterator[tuple[Task, Report]]:
         while True:
-            self._give_out()
+            yield from self._give_out()
             if not self._under_way:
                 return
             for event in self._engine.wait(_GLANCE):
@@ -163,7 +163,7 @@ class Run:
         failed = len(summary.failures)
         self._progress.show(summary.done + failed + self._engine.under_way(), summary.there, failed)
 
-    def _give_out(self) -> None:
+    def _give_out(self) -> Iterator[tuple[Task, Report]]:
         schedule, engine = self._schedule, self._engine
         while self._error is None and not self._alone:
             cheap = schedule.cost is not None and schedule.expected() < _CHEAP
@@ -172,9 +172,13 @@ class Run:
             task = schedule.next(idle=not self._under_way, isolated=engine.isolates)
             if task is None:
                 return
+            try:
+                engine.submit(task, unsure=task.unsure)
+            except EncodeError as err:
+                yield from self._stuck(task, Failure(err))
+                continue
             # Of suspects an engine does not isolate, no other task may share the fate.
             self._alone = task.suspect and not engine.isolates
-            engine.submit(task, unsure=task.unsure)
             self._under_way += 1
 
     def _look_whether_it_arrives(self, report: Report) -> None:
@@ -202,14 +206,12 @@ class Run:
         if report.fatal is not None:
             self._error = self._error or report.fatal
             return
+        if -1 in report.failures:
+            yield from self._stuck(task, report.failures[-1])
+            return
         for place, failure in report.failures.items():
             if self._job.on_error == "raise":
                 self._error = self._error or failure
-            elif place < 0:
-                # Which of many items it was, is found out one by one.
-                for i in range(len(task.items)):
-                    self._schedule.again(task.cut(i, i + 1))
-                return
             else:
                 self._failed(task.cut(place, place + 1), failure)
         if report.done:
@@ -221,6 +223,17 @@ class Run:
             self._intake.settled(task.places[: report.done])
         if self._error is None:
             self._schedule.again(task.cut(report.done))
+
+    def _stuck(self, task: Task, failure: Failure) -> Iterator[tuple[Task, Report]]:
+        """Settle what failed for one of the items, it isn't known which."""
+        if self._job.on_error == "raise":
+            self._error = self._error or failure
+        elif len(task.items) == 1:
+            yield from self._give_up(task, failure)
+        else:
+            # It is found out one by one.
+            for i in range(len(task.items)):
+                self._schedule.again(task.cut(i, i + 1))
 
     def _failed(self, task: Task, failure: Failure) -> None:
         name = self._job.work.name_of(task.items[0])
@@ -252,14 +265,18 @@ class Run:
             poison: WorkerDiedError = ItemTimeoutError(f"{key!r}: {error}")
         else:
             poison = WorkerDiedError(f"{key!r} killed its worker {task.deaths + 1} times (the last time {error})")
-        failure = Failure(poison, thrower=f"key {key!r}")
         if self._job.on_error == "raise":
             self._poison.append(str(poison))
             yield task, Report(0, 0.0, {}, None, [])
             self._intake.settled(task.places)
-            return
+        else:
+            poison.__cause__ = error
+            yield from self._give_up(task, Failure(poison, thrower=f"key {key!r}"))
+
+    def _give_up(self, task: Task, failure: Failure) -> Iterator[tuple[Task, Report]]:
+        """Settle an item that is not tried again."""
         if self._job.on_error == "store":
-            self._delegate.dump(key, failure)
+            self._delegate.dump(self._job.work.name_of(task.items[0]), failure)
             self._delegate._outdated()
         self._failed(task, failure)
         yield task, Report(1, 0.0, {0: failure}, None, [])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pickle
 import signal
-import time
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
@@ -71,11 +70,7 @@ def _serve(job: Job, pipe: Connection, level: int) -> None:
         except Exception as err:  # noqa: BLE001 - the parent is to raise it
             pipe.send_bytes(pickle.dumps(Failure(err), 5))
             return
-        while data := pipe.recv_bytes():
-            items, unsure = pickle.loads(data)
-            job.mark[1] = time.monotonic()
-            job.mark[0] = 0
-            report = job.seal(job.do(items, unsure))
-            job.mark[0] = -1
+        while message := pipe.recv_bytes():
+            report = job.do_sent(memoryview(message)[1:], bool(message[0]))
             pipe.send_bytes(pickle.dumps(report._replace(records=records), 5))
             records.clear()
