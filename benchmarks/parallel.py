@@ -57,9 +57,13 @@ class Sink(NoopStash[Any]):
     """Takes everything, from all processes, and keeps nothing."""
 
     shared = True
+    _batches = True
 
     def exists(self, name: str) -> bool:
         return True
+
+    def dump_many(self, pairs: Iterable[tuple[str, Any]]) -> None:
+        return
 
 
 def small(item: int) -> dict[str, int]:
@@ -115,12 +119,12 @@ def keeping(function: Callable[[Any], Any], stash: Stash[Any], item: Any) -> Non
 
 def ours(job: Job) -> None:
     items, function, stash, _ = job
-    fill(stash or Sink(), function, items, workers=WORKERS)
+    fill(Sink() if stash is None else stash, function, items, workers=WORKERS)
 
 
 def lean(job: Job) -> None:
     items, function, stash, _ = job
-    kept, source, context = stash or Sink(), iter(items), multiprocessing.get_context("fork")
+    kept, source, context = Sink() if stash is None else stash, iter(items), multiprocessing.get_context("fork")
 
     def work(pipe: Any) -> None:
         while chunk := pipe.recv():

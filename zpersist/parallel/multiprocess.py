@@ -283,6 +283,7 @@ class MultiProcessStash(PrimablePreemptiveStash[V]):
             # Where workers may be far away, they write something before they begin.
             probe=(self._beside(), f"probe-{uuid4().hex}") if shared and self.executor is not None else None,
             wants_keys=wants_keys,
+            timed=self.timeout is not None,
         )
         failed_before, name_of = set(failures.keys()), job.work.name_of
         with Progress(self.progress, self._label, total) as progress:

@@ -40,7 +40,7 @@ _GRACE = 1.0
 _STILLBORN = 100
 
 #: The largest task that may wait in the pipe of a busy worker, in bytes: sending it must not block.
-_PIPED = 1 << 14
+_PIPED = 1 << 16
 
 
 def check_start_method(method: str | None) -> str | None:
