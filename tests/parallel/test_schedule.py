@@ -120,7 +120,8 @@ def test_chunks_take_the_budget_and_shrink_towards_the_end():
     assert sizes[0] == 1
     assert max(sizes) <= 51
     assert sizes[1] >= 49
-    assert sizes[-1] == 1
+    # What takes 2 ms: smaller ones would not be worth the way.
+    assert sizes[-1] == 2
     assert sum(sizes) == 10_000
 
 

@@ -22,7 +22,7 @@ __all__ = ["IDLE", "READING", "Job", "OnError", "Report", "Work", "check_on_erro
 OnError = Literal["raise", "skip", "store"]
 
 #: Where that costs less, so many pairs are written at once, or what there is so many seconds after the last time.
-_BATCH, _PAUSE = 1024, 0.005
+_BATCH, _PAUSE = 1000, 0.005
 
 #: If fewer seconds than these have passed between two looks at the clock, so many items pass until the next.
 _INSTANT, _UNWATCHED = 1e-4, 8

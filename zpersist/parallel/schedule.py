@@ -13,6 +13,9 @@ __all__ = ["Schedule", "Task"]
 #: The most items of a chunk whose size is found out: the parent holds a few of them in memory.
 _MOST = 4096
 
+#: Chunks don't get smaller than what takes so many seconds: to give one out takes a twentieth of it.
+_LEAST = 0.002
+
 #: Into how many parts a chunk is cut in which something has killed a worker.
 _PARTS = 8
 
@@ -73,6 +76,7 @@ class Schedule:
         self._suspects: deque[Task] = deque()
         #: Seconds an item takes, as far as is known.
         self.cost: float | None = None
+        self._learned = 0
 
     def next(self, *, idle: bool, isolated: bool) -> Task | None:
         """Return what is to be done next, or ``None`` if there is nothing (now).
@@ -113,11 +117,14 @@ class Schedule:
             return self._size
         if self.cost is None:
             return 1
-        size = min(_MOST, int(self._budget / max(self.cost, 1e-9)))
+        size = self._fitting(self._budget)
         if self._left is not None:
             waiting = self._left + sum(len(task.items) for task in self._again)
-            size = min(size, math.ceil(waiting / (2 * self._workers)))
+            size = min(size, max(math.ceil(waiting / (2 * self._workers)), self._fitting(_LEAST)))
         return max(1, size)
+
+    def _fitting(self, seconds: float) -> int:
+        return min(_MOST, int(seconds / max(self.cost or 0.0, 1e-9)))
 
     def expected(self) -> float:
         """Return how many seconds the next task will take, as far as is known."""
@@ -126,8 +133,10 @@ class Schedule:
     def learn(self, done: int, seconds: float) -> None:
         """Take note of how long so many items took."""
         if done:
-            cost = seconds / done
-            self.cost = cost if self.cost is None else 0.5 * self.cost + 0.5 * cost
+            # What was learned before counts as much as its last chunk.
+            before = (self.cost or 0.0) * self._learned
+            self.cost = (before + seconds) / (self._learned + done)
+            self._learned = done
 
     def again(self, task: Task) -> None:
         """Take back what was not begun."""
