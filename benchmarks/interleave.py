@@ -172,25 +172,36 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     print(flush=True)
 
 
+#: With more peers than these, times and ratios are two tables.
+_MOST_BESIDE = 5
+
+
 def print_versus(figures: Figures, quantity: str, unit: str, scale: float, goals: Goals | None = None) -> None:
     """Print a row a step: median (and minimum) of each contestant, and the median ratios of the peers to ours."""
     names = figures.contestants
     peers = [name for name in names if name != OURS]
-    rows = []
+    times, ratios = [], []
     for step in figures.steps():
         if not figures.values(step, OURS, quantity):
             continue
-        row = [step]
+        row = []
         for name in names:
             values = figures.values(step, name, quantity)
             median = number(statistics.median(values) * scale) if values else NOTHING
             row.append(f"{median} ({number(min(values) * scale)})" if values else median)
+        times.append([step, *row])
+        row = []
         for peer in peers:
             goal = (goals or {}).get((step, peer))
             takes_part = bool(figures.values(step, peer, quantity))
             row.append(against(figures.ratio(step, peer, quantity), goal) if takes_part else NOTHING)
-        rows.append(row)
-    print_table([f"{unit}, {quantity}", *names, *(f"{peer} / {OURS}" for peer in peers)], rows)
+        ratios.append([step, *row])
+    if len(peers) > _MOST_BESIDE:
+        print_table([f"{unit}, {quantity}", *names], times)
+        print_table([f"… / {OURS}", *peers], ratios)
+    else:
+        both = [own + theirs[1:] for own, theirs in zip(times, ratios, strict=True)]
+        print_table([f"{unit}, {quantity}", *names, *(f"{peer} / {OURS}" for peer in peers)], both)
 
 
 # the machine and the arguments
