@@ -233,7 +233,7 @@ def test_what_no_file_can_be_named(path, words, kind):
         kind(path)
 
 
-@pytest.mark.parametrize("codec", [None, "pickle", PickleCodec, 3])
+@pytest.mark.parametrize("codec", [None, b"pickle", PickleCodec, 3])
 @pytest.mark.parametrize("kind", [DirectoryStash, SqliteStash, ShelveStash])
 def test_what_is_no_codec(codec, kind, tmp_path):
     with raises(InvalidArgumentError, f"codec of {kind.__name__} must be a codec", repr(codec)):

@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from zpersist.chunking import chunks as chunks
     from zpersist.codecs.base import Codec as Codec
+    from zpersist.codecs.compressed import CompressedCodec as CompressedCodec
     from zpersist.codecs.dill import DillCodec as DillCodec
+    from zpersist.codecs.encrypted import EncryptedCodec as EncryptedCodec
     from zpersist.codecs.pickle import PickleCodec as PickleCodec
+    from zpersist.codecs.signed import SignedCodec as SignedCodec
     from zpersist.errors import (
         CodecError as CodecError,
     )
@@ -68,6 +71,9 @@ if TYPE_CHECKING:
     )
     from zpersist.errors import (
         ReadOnlyError as ReadOnlyError,
+    )
+    from zpersist.errors import (
+        SealError as SealError,
     )
     from zpersist.errors import (
         StorageError as StorageError,
@@ -196,6 +202,7 @@ __all__ = [
     "Codec",
     "CodecError",
     "CodecMismatchError",
+    "CompressedCodec",
     "CorruptValueError",
     "Deallocatable",
     "DeallocatedError",
@@ -207,6 +214,7 @@ __all__ = [
     "DirectoryCompositeStash",
     "DirectoryStash",
     "EncodeError",
+    "EncryptedCodec",
     "FactoryStash",
     "Failure",
     "FailureFilterStash",
@@ -245,7 +253,9 @@ __all__ = [
     "ReadOnlyDelegateStash",
     "ReadOnlyError",
     "ReadOnlyStash",
+    "SealError",
     "ShelveStash",
+    "SignedCodec",
     "SortedStash",
     "SqliteStash",
     "Stash",
@@ -275,13 +285,16 @@ __all__ = [
 _HOMES = {
     "chunking": "chunks",
     "codecs.base": "Codec",
+    "codecs.compressed": "CompressedCodec",
     "codecs.dill": "DillCodec",
+    "codecs.encrypted": "EncryptedCodec",
     "codecs.pickle": "PickleCodec",
+    "codecs.signed": "SignedCodec",
     "errors": (
         "CodecError CodecMismatchError CorruptValueError DeallocatedError DecodeError EncodeError "
         "FormatVersionError InvalidArgumentError InvalidDelegateError InvalidKeyError ItemTimeoutError "
         "MissingDataKeysError MissingKeyError NotPickleableError OutcomeUnknownError OwnerError "
-        "PersistableError ReadOnlyError StorageError UnsupportedOperationError WorkNameError "
+        "PersistableError ReadOnlyError SealError StorageError UnsupportedOperationError WorkNameError "
         "WorkerDiedError ZPersistError"
     ),
     "failure": "Failure",

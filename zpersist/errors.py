@@ -17,7 +17,8 @@
     │   ├── DecodeError (ValueError)           intact bytes the codec can't read back
     │   └── CodecMismatchError (ValueError)    written by another codec than the one configured
     ├── CorruptValueError (ValueError)         empty, cut, flipped, or not ours
-    │   └── FormatVersionError                 written by a newer zpersist
+    │   ├── FormatVersionError                 written by a newer zpersist
+    │   └── SealError                          not signed or encrypted by who has the key
     ├── StorageError (OSError)                 the disk, the database or the permission said no
     │   └── OutcomeUnknownError                it can't be known whether the write happened
     ├── MissingDataKeysError                   a composite lacks some of its data
@@ -51,6 +52,7 @@ __all__ = [
     "OwnerError",
     "PersistableError",
     "ReadOnlyError",
+    "SealError",
     "StorageError",
     "UnsupportedOperationError",
     "WorkNameError",
@@ -140,6 +142,10 @@ class CorruptValueError(ZPersistError, ValueError):
 
 class FormatVersionError(CorruptValueError):
     """A value in a newer format than this version of zpersist reads."""
+
+
+class SealError(CorruptValueError):
+    """Stored bytes that nobody who has the key sealed for this place."""
 
 
 class StorageError(ZPersistError, OSError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 from zpersist.errors import DecodeError, InvalidArgumentError
 
@@ -19,7 +19,9 @@ class Codec(ABC):
     """
 
     #: Names the codec in stored values, in ASCII: a value is only ever read by the codec that wrote it.
-    id: ClassVar[str]
+    id: str
+    #: Whether it also reads what zpersist did not write, and what so has no checksum.
+    plain: bool = False
 
     @abstractmethod
     def dumps(self, value: object) -> bytes:
@@ -38,6 +40,18 @@ class Codec(ABC):
         if buffers:
             raise DecodeError(f"codec {self.id!r} keeps no buffers beside the body, and here are {len(buffers)}")
         return self.loads(body)
+
+    def bound(self, place: str, key: str) -> Codec:
+        """Return the codec for one value of one store; what it seals is taken nowhere else.  Default: itself.
+
+        Parameters
+        ----------
+        place :
+            Where the store is.
+        key :
+            The key of the value.
+        """
+        return self
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from zpersist.codecs.base import Codec
 from zpersist.errors import DecodeError, EncodeError
@@ -26,7 +26,7 @@ class DillCodec(Codec):
     2
     """
 
-    id: ClassVar[str] = "dill"
+    id = "dill"
 
     def dumps(self, value: object) -> bytes:
         """Return the value as dill writes it."""

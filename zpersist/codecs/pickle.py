@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar
+from io import BytesIO
+from typing import Any
 
 from zpersist.codecs.base import Codec
 from zpersist.errors import DecodeError, EncodeError
@@ -22,6 +23,12 @@ class PickleCodec(Codec):
     are laid beside the pickle; a store of files maps them and hands out **read-only** views: copy an array before
     you change it, or open the store with ``mmap=False``.
 
+    Parameters
+    ----------
+    plain :
+        Also read files that hold a pickle and nothing else, as ``pickle.dump`` and zensols.persist write them.  Whether
+        one of those was cut or changed can't be told; what is written has its checksum as ever.
+
     Notes
     -----
     *Trust*: loading runs whatever code the pickle names.  Load only what you, or those you trust, have written.
@@ -33,7 +40,13 @@ class PickleCodec(Codec):
     {'a': 1}
     """
 
-    id: ClassVar[str] = "pickle"
+    id = "pickle"
+
+    def __init__(self, *, plain: bool = False) -> None:
+        self.plain = plain
+
+    def __repr__(self) -> str:
+        return "PickleCodec(plain=True)" if self.plain else "PickleCodec()"
 
     def dumps(self, value: object) -> bytes:
         """Return the pickle of the value, all in one."""
@@ -65,7 +78,7 @@ class PickleCodec(Codec):
     def loads(self, data: bytes | bytearray | memoryview) -> Any:
         """Return the value of a pickle."""
         try:
-            return pickle.loads(data)
+            return _loads_all(data) if self.plain else pickle.loads(data)
         except MemoryError:
             raise
         except Exception as err:
@@ -79,6 +92,15 @@ class PickleCodec(Codec):
             raise
         except Exception as err:
             raise _decode_error(err) from err
+
+
+def _loads_all(data: bytes | bytearray | memoryview) -> Any:
+    stream = BytesIO(data)
+    value = pickle.load(stream)
+    if left := len(data) - stream.tell():
+        # The start of something else, or a value of ours that has lost its end.
+        raise pickle.UnpicklingError(f"{left} bytes come after its end")
+    return value
 
 
 def _encode_error(value: object, err: Exception) -> EncodeError:

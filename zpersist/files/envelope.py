@@ -24,7 +24,15 @@ from typing import Any, NamedTuple
 from xxhash import xxh3_64, xxh3_64_intdigest
 
 from zpersist.codecs.base import Codec
-from zpersist.errors import CodecMismatchError, CorruptValueError, EncodeError, FormatVersionError, StorageError
+from zpersist.errors import (
+    CodecMismatchError,
+    CorruptValueError,
+    DecodeError,
+    EncodeError,
+    FormatVersionError,
+    SealError,
+    StorageError,
+)
 from zpersist.files.atomic import READ_FLAGS, Buffer, close_quietly, storage_error
 from zpersist.files.mapping import map_file
 
@@ -240,8 +248,18 @@ def unpack(data: bytes, codec: Codec, tag: str, place: str) -> Any:
     name, label = codec.id.encode(), tag.encode()
     body = data[: -_TRAILER_SIZE - len(name) - len(label)]
     # An intact value without buffers ends as it would be written now; anything else is looked at closely.
-    if data.endswith(_end_of_plain(body, name, label)):
-        return codec.loads(body)
+    try:
+        if data.endswith(_end_of_plain(body, name, label)):
+            return codec.loads(body)
+        return _unpack_closely(data, codec, tag, where)
+    except (DecodeError, SealError) as err:
+        err.add_note(f"while {where} was read")
+        raise
+
+
+def _unpack_closely(data: bytes, codec: Codec, tag: str, where: str) -> Any:
+    if codec.plain and data and not data.endswith(_MAGIC):
+        return codec.loads(data)
     frame = parse(data, len(data), where)
     if isinstance(frame, int):
         raise CorruptValueError(_damage(where, "its index is cut"))
@@ -318,6 +336,9 @@ def read_open(fd: int, path: str, codec: Codec, *, mapped: bool = True, tag: str
     """Return the value in an open file as :func:`read_file` does; ``path`` names it in errors."""
     try:
         size = os.fstat(fd).st_size
+        # What has a tag is ours.
+        if codec.plain and not tag and size and _pread(fd, len(_MAGIC), max(0, size - len(_MAGIC))) != _MAGIC:
+            return codec.loads(_pread(fd, size, 0))
         if size <= _WHOLE:
             data = os.read(fd, size)
             frame = parse(data, len(data), path)
@@ -325,6 +346,9 @@ def read_open(fd: int, path: str, codec: Codec, *, mapped: bool = True, tag: str
                 _check(frame, codec, tag, path)
                 return codec.loads(_body(frame, memoryview(data)[: frame.body_length], path))
         return _read_large(fd, size, path, codec, mapped, tag)
+    except (DecodeError, SealError) as err:
+        err.add_note(f"while {path} was read")
+        raise
     except OSError as err:
         if isinstance(err, StorageError):
             raise

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from attrs import define, field, setters
 
-from zpersist.codecs import Codec, PickleCodec, check_codec
+from zpersist.codecs import Codec, PickleCodec, as_codec, check_codec
 from zpersist.errors import CorruptValueError, InvalidArgumentError
 from zpersist.files.atomic import (
     READ_FLAGS,
@@ -73,7 +73,7 @@ class DirectoryStash(Stash[V]):
     pattern :
         The names of the files, with ``{name}`` where the key stands.
     codec :
-        Turns values into bytes and back.
+        Turns values into bytes and back; also the name of one, such as ``"dill"``.
     durability :
         ``"rename"``: a value is whole or absent, and the last ones may be lost in a power cut; ``"fsync"``: a
         value is on the disk when ``dump`` returns.
@@ -110,7 +110,7 @@ class DirectoryStash(Stash[V]):
 
     path: Path = field(converter=as_path, on_setattr=setters.frozen)
     pattern: str = field(default="{name}.dat", validator=_check_pattern)
-    codec: Codec = field(factory=PickleCodec, kw_only=True, validator=check_codec)
+    codec: Codec = field(factory=PickleCodec, kw_only=True, converter=as_codec, validator=check_codec)
     durability: Durability = field(default="rename", kw_only=True, converter=check_durability)
     mmap: bool = field(default=True, kw_only=True)
     _root: str = field(init=False, repr=False)
@@ -134,7 +134,8 @@ class DirectoryStash(Stash[V]):
     def _fetch(self, name: str) -> V | Missing:
         path = self._file(name)
         try:
-            return read_file(path, self.codec, mapped=self.mmap, tag=self._tag(path, name))  # type: ignore[no-any-return]
+            codec = self.codec.bound(self._root, name)
+            return read_file(path, codec, mapped=self.mmap, tag=self._tag(path, name))  # type: ignore[no-any-return]
         except FileNotFoundError:
             return MISSING
         except WrongTagError as err:
@@ -152,7 +153,7 @@ class DirectoryStash(Stash[V]):
         self._put(path, self._parts(path, name, inst), self._replace)
 
     def _parts(self, path: str, name: str, inst: V) -> list[Buffer]:
-        return pack(self.codec, inst, path, tag=self._tag(path, name))
+        return pack(self.codec.bound(self._root, name), inst, path, tag=self._tag(path, name))
 
     def _put(self, path: str, parts: list[Buffer], place: Callable[[str, str], None]) -> None:
         if not self._swept:
@@ -275,7 +276,7 @@ class DirectoryStash(Stash[V]):
 
     def _read_open(self, fd: int, path: str, name: str) -> Any:
         try:
-            return read_open(fd, path, self.codec, mapped=self.mmap, tag=self._tag(path, name))
+            return read_open(fd, path, self.codec.bound(self._root, name), mapped=self.mmap, tag=self._tag(path, name))
         except WrongTagError as err:
             raise self._misplaced(path, name, err) from err
 
@@ -312,7 +313,7 @@ class DirectoryStash(Stash[V]):
         return self._locks.claims("fill")
 
     def _companion(self, purpose: str) -> Stash[Any]:
-        return DirectoryStash(f"{self._root}/{_HOUSE}/{purpose}", durability=self.durability)
+        return DirectoryStash(f"{self._root}/{_HOUSE}/{purpose}", codec=self.codec, durability=self.durability)
 
 
 def _link(temporary: str, path: str) -> None:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from attrs import define, field, setters
 
-from zpersist.codecs import Codec, PickleCodec, check_codec
+from zpersist.codecs import Codec, PickleCodec, as_codec, check_codec
 from zpersist.errors import CorruptValueError, StorageError
 from zpersist.files.atomic import make_directory, storage_error
 from zpersist.files.envelope import pack, unpack
@@ -72,7 +72,7 @@ class ShelveStash(CloseableStash[V]):
         Open and close the database in each operation, so that processes may take turns.  Otherwise it stays
         open, and other processes wait, until ``close()``.
     codec :
-        Turns values into bytes and back.
+        Turns values into bytes and back; also the name of one, such as ``"dill"``.
     timeout :
         The most seconds to wait for another process that has the database open.
 
@@ -104,7 +104,7 @@ class ShelveStash(CloseableStash[V]):
     path: Path = field(converter=as_path, on_setattr=setters.frozen)
     writeback: bool = field(default=True)
     auto_close: bool = field(default=True)
-    codec: Codec = field(factory=PickleCodec, kw_only=True, validator=check_codec)
+    codec: Codec = field(factory=PickleCodec, kw_only=True, converter=as_codec, validator=check_codec)
     timeout: float = field(default=60.0, kw_only=True)
     _file: str = field(init=False, repr=False)
     _locks: KeyLocks = field(init=False, repr=False)
@@ -267,7 +267,7 @@ class ShelveStash(CloseableStash[V]):
     # values
 
     def _encode(self, name: str, inst: V) -> bytes:
-        (data,) = pack(self.codec, inst, name, tag=name, out_of_band=False)
+        (data,) = pack(self.codec.bound(self._file, name), inst, name, tag=name, out_of_band=False)
         return bytes(data)
 
     def _remember(self, name: str, data: bytes, inst: V) -> None:
@@ -283,7 +283,7 @@ class ShelveStash(CloseableStash[V]):
                 data = db.get(name.encode())
             if data is None:
                 return MISSING
-            value: V = unpack(data, self.codec, name, self._file)
+            value: V = unpack(data, self.codec.bound(self._file, name), name, self._file)
             self._remember(name, data, value)
             return value
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from attrs import define, field, setters
 
 from zpersist.chunking import chunks
-from zpersist.codecs import Codec, PickleCodec, check_codec
+from zpersist.codecs import Codec, PickleCodec, as_codec, check_codec
 from zpersist.errors import CorruptValueError, InvalidArgumentError
 from zpersist.files.atomic import Durability, check_durability
 from zpersist.files.envelope import pack, unpack
@@ -58,7 +58,7 @@ class SqliteStash(CloseableStash[V]):
     table :
         The table; each table is a stash of its own.
     codec :
-        Turns values into bytes and back.
+        Turns values into bytes and back; also the name of one, such as ``"dill"``.
     durability :
         ``"rename"``: the database is always whole, and the last values may be lost in a power cut
         (``synchronous=NORMAL``); ``"fsync"``: a value is on the disk when ``dump`` returns (``FULL``).
@@ -95,16 +95,18 @@ class SqliteStash(CloseableStash[V]):
 
     path: Path = field(converter=as_path, on_setattr=setters.frozen)
     table: str = field(default="stash", kw_only=True, validator=_check_table)
-    codec: Codec = field(factory=PickleCodec, kw_only=True, validator=check_codec)
+    codec: Codec = field(factory=PickleCodec, kw_only=True, converter=as_codec, validator=check_codec)
     durability: Durability = field(default="rename", kw_only=True, converter=check_durability)
     timeout: float = field(default=60.0, kw_only=True, validator=check_timeout)
     _file: str = field(init=False, repr=False)
+    _place: str = field(init=False, repr=False)
     _locks: KeyLocks = field(init=False, repr=False)
     _db: Connection = field(init=False, repr=False)
     _companions: dict[str, SqliteStash[Any]] = field(init=False, repr=False, factory=dict)
 
     def __attrs_post_init__(self) -> None:
         self._file = os.path.abspath(self.path)
+        self._place = f"{self._file}:{self.table}"
         self._locks = KeyLocks.beside(self._file)
         table = f'"{self.table}"'
         self._db = Connection(
@@ -135,11 +137,11 @@ class SqliteStash(CloseableStash[V]):
     # values
 
     def _encode(self, name: str, inst: V) -> bytes:
-        (data,) = pack(self.codec, inst, name, tag=name, out_of_band=False)
+        (data,) = pack(self.codec.bound(self._place, name), inst, name, tag=name, out_of_band=False)
         return bytes(data)
 
     def _decode(self, name: str, data: bytes) -> V:
-        return unpack(data, self.codec, name, self._file)  # type: ignore[no-any-return]
+        return unpack(data, self.codec.bound(self._place, name), name, self._file)  # type: ignore[no-any-return]
 
     def _fetch(self, name: str) -> V | Missing:
         check_str_key(name)
@@ -149,7 +151,7 @@ class SqliteStash(CloseableStash[V]):
                 row = db.execute(self._select, (name,)).fetchone()
         except FAULTS as err:
             raise db.translate(err) from err
-        return MISSING if row is None else unpack(row[0], self.codec, name, self._file)
+        return MISSING if row is None else self._decode(name, row[0])
 
     def dump(self, name: str, inst: V) -> None:
         """Keep a value under a key."""
@@ -287,6 +289,10 @@ class SqliteStash(CloseableStash[V]):
         with self._db.lock:
             if purpose not in self._companions:
                 self._companions[purpose] = SqliteStash(
-                    self._file, table=self._beside(purpose), durability=self.durability, timeout=self.timeout
+                    self._file,
+                    table=self._beside(purpose),
+                    codec=self.codec,
+                    durability=self.durability,
+                    timeout=self.timeout,
                 )
             return self._companions[purpose]

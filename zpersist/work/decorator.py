@@ -47,7 +47,7 @@ class Spec:
     initial_value: Any = MISSING
     stash: Stash[Any] | None = None
     key: str | None = None
-    codec: Codec | None = None
+    codec: Codec | str | None = None
     durability: Durability = "rename"
     version: str = ""
     mmap: bool = True
@@ -118,7 +118,7 @@ def persisted(
     initial_value: Any = MISSING,
     stash: Stash[Any] | None = None,
     key: str | None = None,
-    codec: Codec | None = None,
+    codec: Codec | str | None = None,
     durability: Durability = "rename",
     version: str = "",
     mmap: bool = True,
@@ -136,7 +136,7 @@ def persisted(
     initial_value: Any = MISSING,
     stash: Stash[Any] | None = None,
     key: str | None = None,
-    codec: Codec | None = None,
+    codec: Codec | str | None = None,
     durability: Durability = "rename",
     version: str = "",
     mmap: bool = True,

@@ -13,7 +13,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from zpersist.codecs import Codec
-from zpersist.errors import CorruptValueError, FormatVersionError, StorageError, UnsupportedOperationError
+from zpersist.errors import (
+    CorruptValueError,
+    FormatVersionError,
+    SealError,
+    StorageError,
+    UnsupportedOperationError,
+)
 from zpersist.files.atomic import Durability, close_quietly, make_directory, storage_error, sync_directory, write_file
 from zpersist.files.envelope import WrongTagError, open_frame, pack, read_file
 from zpersist.files.locks import KeyLocks, LockHandle
@@ -118,7 +124,6 @@ class FileLevel(_Place):
         mmap: bool,
     ) -> None:
         self.path = os.path.abspath(path)
-        self._codec = codec
         self._mkdir = mkdir
         self._recover = recover
         self._version = version
@@ -127,16 +132,17 @@ class FileLevel(_Place):
         self._told = False
         self._folder = os.path.dirname(self.path)
         self._locks = KeyLocks.beside(self.path)
+        self._bound = codec.bound(self.path, version)
 
     def load(self) -> Any:
         try:
-            return read_file(self.path, self._codec, mapped=self._mmap, tag=self._version)
+            return read_file(self.path, self._bound, mapped=self._mmap, tag=self._version)
         except FileNotFoundError:
             return MISSING
         except WrongTagError as err:
             logger.info("%s is of version %r, %r is wanted: it is computed again", self.path, str(err), self._version)
             return MISSING
-        except FormatVersionError:
+        except (FormatVersionError, SealError):
             raise
         except CorruptValueError as err:
             if not self._recover:
@@ -181,7 +187,7 @@ class FileLevel(_Place):
     def _write(self, value: object, place: Callable[[str, str], None]) -> None:
         self.check()
         sweep(self._folder)
-        parts = pack(self._codec, value, self.path, tag=self._version)
+        parts = pack(self._bound, value, self.path, tag=self._version)
         write_file(self.path, parts, durability=self._durability, place=place)
 
     def _replace(self, temporary: str, path: str) -> None:

@@ -75,7 +75,7 @@ class persisted_property(Generic[T]):  # noqa: N801 - used as a decorator
         initial_value: Any = MISSING,
         stash: Stash[Any] | None = None,
         key: str | None = None,
-        codec: Codec | None = None,
+        codec: Codec | str | None = None,
         durability: Durability = "rename",
         version: str = "",
         mmap: bool = True,

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from zpersist.codecs import Codec, PickleCodec, check_codec
+from zpersist.codecs import Codec, PickleCodec, as_codec, check_codec
 from zpersist.errors import DeallocatedError, InvalidArgumentError
 from zpersist.files.atomic import Durability, check_durability
 from zpersist.files.paths import as_path
@@ -97,7 +97,7 @@ def _check_together(work: PersistedWork, stash: object, key: object, codec: obje
     if codec is not None and path is None:
         raise InvalidArgumentError(f"codec {codec!r} is of no use without a file; a stash has its own")
     if codec is not None:
-        check_codec(work, None, codec)
+        check_codec(work, None, as_codec(codec))
     if not isinstance(version, str):
         raise InvalidArgumentError(f"version must be a str, not {version!r}; use str(version)")
     if version and path is None and stash is None:
@@ -189,7 +189,7 @@ class PersistedWork(Deallocatable):
         *,
         stash: Stash[Any] | None = None,
         key: str | None = None,
-        codec: Codec | None = None,
+        codec: Codec | str | None = None,
         durability: Durability = "rename",
         version: str = "",
         mmap: bool = True,
@@ -214,7 +214,7 @@ class PersistedWork(Deallocatable):
         elif self.path is not None:
             self._level = FileLevel(
                 self.path,
-                codec=PickleCodec() if codec is None else codec,
+                codec=PickleCodec() if codec is None else as_codec(codec),
                 mkdir=mkdir,
                 recover=recover_empty,
                 version=version,
