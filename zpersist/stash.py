@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, Self, TypeVar
 
 from zpersist.chunking import chunks
+from zpersist.damage import Damage, Repair, check_repair, verified
 from zpersist.errors import InvalidArgumentError, MissingKeyError, ReadOnlyError, UnsupportedOperationError
 from zpersist.flights import flights
 from zpersist.keys import check_key
@@ -269,6 +270,35 @@ class Stash(ABC, Generic[V]):
         """Remove many keys, and return how many were there."""
         return sum(bool(self.delete(name)) for name in names)
 
+    def verify(self, *, progress: bool = False, repair: Repair | None = None) -> Iterator[Damage]:
+        """Read every value whole, also what is mapped otherwise, and yield what is damaged.
+
+        Parameters
+        ----------
+        progress :
+            Show a progress bar.
+        repair :
+            ``"drop"``: delete what nobody can read any more; ``"quarantine"``: lay it aside (see the class).  What
+            another codec, key or version of zpersist may read is told, and left.
+
+        Returns
+        -------
+        Iterator
+            A :class:`~zpersist.Damage` each; nothing is done before it is asked for the first.
+        """
+        check_repair(repair)
+        return verified(self, progress=progress, repair=repair)
+
+    def _verify_one(self, name: str) -> None:
+        """Read a value, or raise."""
+        self._fetch(name)
+
+    def _repair(self, name: str, repair: Repair) -> bool:
+        """Put a damaged value out of the way, if it is damaged still."""
+        if repair == "quarantine":
+            raise UnsupportedOperationError(f"{type(self).__name__} can't lay a damaged value aside; repair='drop'")
+        return self.delete(name) is not False
+
     def scan(
         self, prefix: str = "", *, after: str | None = None, reverse: bool = False, limit: int | None = None
     ) -> Iterator[str]:
@@ -428,6 +458,12 @@ class ReadOnlyStash(Stash[V]):
     def clear(self) -> None:
         """Delete nothing, or raise if :attr:`strict`."""
         self._refuse("clear()")
+
+    def verify(self, *, progress: bool = False, repair: Repair | None = None) -> Iterator[Damage]:
+        """Read every value whole, and yield what is damaged; nothing can be repaired here."""
+        if repair is not None:
+            raise ReadOnlyError(f"verify(repair={repair!r}) on {type(self).__name__}, which is read only")
+        return super().verify(progress=progress)
 
     def add(self, name: str, inst: V) -> bool:
         """Keep nothing, or raise if :attr:`strict`."""

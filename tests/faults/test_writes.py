@@ -1266,7 +1266,7 @@ def test_killed_at_any_moment(make, seed, tmp_path):
 # the sweeps can fail: writers that are broken on purpose
 
 
-def in_place(path, parts, *, durability="rename", place=os.replace):
+def in_place(path, parts, *, durability="rename", place=os.replace, workshop=None):
     """Cut the old value off, then write the new one."""
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
@@ -1278,20 +1278,20 @@ def in_place(path, parts, *, durability="rename", place=os.replace):
         os.close(fd)
 
 
-def unlink_first(path, parts, *, durability="rename", place=os.replace):
+def unlink_first(path, parts, *, durability="rename", place=os.replace, workshop=None):
     """Delete the old value, then put the new one in its place."""
     with suppress(FileNotFoundError):
         os.unlink(path)
     write_file(path, parts, durability=durability, place=place)
 
 
-def says_nothing(path, parts, *, durability="rename", place=os.replace):
+def says_nothing(path, parts, *, durability="rename", place=os.replace, workshop=None):
     """Take no notice of errors."""
     with suppress(StorageError):
         write_file(path, parts, durability=durability, place=place)
 
 
-def leaves_rubbish(path, parts, *, durability="rename", place=os.replace):
+def leaves_rubbish(path, parts, *, durability="rename", place=os.replace, workshop=None):
     """Forget the temporary file."""
     try:
         fd = os.open(f"{path}.{os.urandom(4).hex()}", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -1308,7 +1308,7 @@ def leaves_rubbish(path, parts, *, durability="rename", place=os.replace):
         raise StorageError(err.errno, "can not write", path) from err
 
 
-def foreign_error(path, parts, *, durability="rename", place=os.replace):
+def foreign_error(path, parts, *, durability="rename", place=os.replace, workshop=None):
     """Let the errors of the operating system through."""
     try:
         write_file(path, parts, durability=durability, place=place)

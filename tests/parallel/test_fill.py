@@ -221,7 +221,7 @@ def test_one_core_is_no_reason_to_die(elsewhere, monkeypatch):
 
 
 def test_progress_in_a_log(elsewhere, capsys, monkeypatch):
-    monkeypatch.setattr("zpersist.parallel.progress._PAUSE", 0.0)
+    monkeypatch.setattr("zpersist.progress._PAUSE", 0.0)
     stash = DirectoryStash("data")
     fill(stash, square, range(10), workers=2, progress=True)
     fill(stash, lambda n: 1 / (n - 15), range(20), workers=2, progress=True, on_error="skip")

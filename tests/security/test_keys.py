@@ -307,7 +307,7 @@ def test_patterns_lead_keys_nowhere_else(pattern, tmp_path):
 
 def test_a_broken_stash_is_found_to_leave_its_directory(tmp_path, monkeypatch):
     # The check can fail.
-    monkeypatch.setattr("zpersist.stores.directory.to_file_name", lambda name: name)
+    monkeypatch.setattr("zpersist.files.layout.to_file_name", lambda name: name)
     for number, key in enumerate(("../victim", "sub/x", "..")):
         folder = tmp_path / str(number)
         (folder / "root" / "sub").mkdir(parents=True)

@@ -27,6 +27,7 @@ __all__ = [
     "check_durability",
     "close_quietly",
     "make_directory",
+    "place_new",
     "storage_error",
     "sync_directory",
     "write_file",
@@ -90,6 +91,7 @@ def write_file(
     *,
     durability: Durability = "rename",
     place: Callable[[str, str], None] = os.replace,
+    workshop: str | None = None,
 ) -> None:
     """Write a file atomically.
 
@@ -103,6 +105,8 @@ def write_file(
         See :data:`Durability`.
     place :
         Puts the temporary file (first argument) in its place (second); default: replace what is there.
+    workshop :
+        Where the temporary file is made, on the same file system; default: in the directory of the file.
 
     Raises
     ------
@@ -114,9 +118,8 @@ def write_file(
         The new content is in place, but its directory could not be synced.
     """
     folder = os.path.dirname(path)
-    temporary = (
-        f"{folder}/{TEMPORARY_PREFIX}{place_of_process()}-{os.getpid():x}-{next(_serial):x}-{os.urandom(4).hex()}.tmp"
-    )
+    name = f"{TEMPORARY_PREFIX}{place_of_process()}-{os.getpid():x}-{next(_serial):x}-{os.urandom(4).hex()}.tmp"
+    temporary = f"{workshop or folder}/{name}"
     try:
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except FileNotFoundError:
@@ -138,6 +141,16 @@ def write_file(
         raise
     if durability == "fsync":
         sync_directory(folder)
+
+
+def place_new(temporary: str, path: str) -> None:
+    """Put a temporary file in its place only if nothing is there, else raise ``FileExistsError``."""
+    os.link(temporary, path)
+    # The value is in its place whatever comes now; a second name that can't be removed is swept later.
+    for _ in range(2):
+        with suppress(OSError):
+            os.unlink(temporary)
+            return
 
 
 def _write_all(fd: int, parts: Sequence[Buffer]) -> None:

@@ -34,10 +34,10 @@ from zpersist.parallel.options import (
     check_workers,
 )
 from zpersist.parallel.pool import PoolEngine, check_start_method
-from zpersist.parallel.progress import Progress
 from zpersist.parallel.run import Run, Summary
 from zpersist.parallel.schedule import Schedule, Task
 from zpersist.parallel.stashwork import StashWork
+from zpersist.progress import Progress
 from zpersist.stash import MISSING, Stash, native
 from zpersist.wrappers.factory import check_keeps
 from zpersist.wrappers.prime import Completion, PrimablePreemptiveStash, companion_of

@@ -16,8 +16,8 @@ from zpersist.parallel.engine import Engine, Event, SerialEngine
 from zpersist.parallel.intake import Intake
 from zpersist.parallel.job import Job, Report
 from zpersist.parallel.logs import replay
-from zpersist.parallel.progress import Progress
 from zpersist.parallel.schedule import Schedule, Task
+from zpersist.progress import Progress
 from zpersist.stash import Stash
 
 __all__ = ["Run", "Summary"]

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import errno
-import logging
 import os
-import re
 import shutil
 import stat
 from collections.abc import Callable, Iterator
@@ -16,43 +14,31 @@ from typing import Any, TypeVar
 from attrs import define, field, setters
 
 from zpersist.codecs import Codec, PickleCodec, as_codec, check_codec
-from zpersist.errors import CorruptValueError, InvalidArgumentError
+from zpersist.damage import Damage, Repair, is_lost
+from zpersist.errors import CorruptValueError, InvalidArgumentError, ZPersistError
 from zpersist.files.atomic import (
     READ_FLAGS,
     Buffer,
     Durability,
     check_durability,
     close_quietly,
-    make_directory,
+    place_new,
     storage_error,
     sync_directory,
     write_file,
 )
-from zpersist.files.envelope import WrongTagError, open_frame, pack, read_file, read_open
+from zpersist.files.envelope import WrongTagError, pack, read_file, read_open
+from zpersist.files.layout import HOUSE, Layout, check_fan_out, check_pattern
 from zpersist.files.locks import Claims, KeyLocks, directory_lock
 from zpersist.files.paths import as_path
+from zpersist.files.quarantine import put_away
 from zpersist.files.sweep import sweep
-from zpersist.keys import SURELY_PLAIN, check_str_key, from_file_name, is_digested, to_file_name
-from zpersist.stash import MISSING, Missing, Stash, native
+from zpersist.keys import check_str_key
+from zpersist.stash import COMPANIONS, MISSING, Missing, Stash, native
 
 __all__ = ["DirectoryStash"]
 
 V = TypeVar("V")
-
-logger = logging.getLogger(__name__)
-
-_PLACE = "{name}"
-_HOUSE = ".zpersist"
-
-
-def _check_pattern(stash: object, attribute: object, pattern: object) -> None:
-    fits = isinstance(pattern, str) and pattern.count(_PLACE) == 1 and pattern.isprintable()
-    rest = str(pattern).replace(_PLACE, "")
-    if not fits or set(rest) & set("{}/\\\0") or str(pattern).startswith(".") or len(rest) > 50:
-        raise InvalidArgumentError(
-            f"pattern {pattern!r} must be a file name with '{{name}}' once in it, such as '{{name}}.dat': "
-            f"no other braces, no slash, no dot in front, at most 50 characters beside the name"
-        )
 
 
 class _Changed(Exception):  # noqa: N818 - a signal, not an error
@@ -79,6 +65,9 @@ class DirectoryStash(Stash[V]):
         value is on the disk when ``dump`` returns.
     mmap :
         Map large buffers (arrays) and hand out read-only views; otherwise load private, writable copies.
+    fan_out :
+        Over how many sub-directories the files are spread: 16, 256 or 4096; 0: none.  For a hundred thousand keys and
+        more; a directory stays as it was begun (see :meth:`take_over`).
 
     Raises
     ------
@@ -109,19 +98,19 @@ class DirectoryStash(Stash[V]):
     durable = True
 
     path: Path = field(converter=as_path, on_setattr=setters.frozen)
-    pattern: str = field(default="{name}.dat", validator=_check_pattern)
+    pattern: str = field(default="{name}.dat", validator=check_pattern)
     codec: Codec = field(factory=PickleCodec, kw_only=True, converter=as_codec, validator=check_codec)
     durability: Durability = field(default="rename", kw_only=True, converter=check_durability)
     mmap: bool = field(default=True, kw_only=True)
+    fan_out: int = field(default=0, kw_only=True, validator=check_fan_out)
     _root: str = field(init=False, repr=False)
-    _prefix: str = field(init=False, repr=False)
-    _suffix: str = field(init=False, repr=False)
+    _layout: Layout = field(init=False, repr=False)
     _locks: KeyLocks = field(init=False, repr=False)
     _swept: bool = field(init=False, repr=False, default=False)
 
     def __attrs_post_init__(self) -> None:
         self._root = os.path.abspath(self.path)
-        self._prefix, self._suffix = self.pattern.split(_PLACE)
+        self._layout = Layout(self._root, self.pattern, self.fan_out, self.durability)
         self._locks = KeyLocks.beside(self._root, directory=True)
 
     def key_to_path(self, name: str) -> Path:
@@ -129,20 +118,18 @@ class DirectoryStash(Stash[V]):
         return Path(self._file(name))
 
     def _file(self, name: str) -> str:
-        return f"{self._root}/{self._prefix}{to_file_name(check_str_key(name))}{self._suffix}"
+        return self._layout.path(check_str_key(name))
 
     def _fetch(self, name: str) -> V | Missing:
         path = self._file(name)
         try:
             codec = self.codec.bound(self._root, name)
-            return read_file(path, codec, mapped=self.mmap, tag=self._tag(path, name))  # type: ignore[no-any-return]
+            return read_file(path, codec, mapped=self.mmap, tag=self._layout.tag(path, name))  # type: ignore[no-any-return]
         except FileNotFoundError:
+            self._layout.settle()
             return MISSING
         except WrongTagError as err:
             raise self._misplaced(path, name, err) from err
-
-    def _tag(self, path: str, name: str) -> str:
-        return name if is_digested(path[: len(path) - len(self._suffix)]) else ""
 
     def _misplaced(self, path: str, name: str, err: WrongTagError) -> CorruptValueError:
         return CorruptValueError(f"{path} is damaged: it holds the value of {err} in place of {name!r}; delete it")
@@ -153,17 +140,30 @@ class DirectoryStash(Stash[V]):
         self._put(path, self._parts(path, name, inst), self._replace)
 
     def _parts(self, path: str, name: str, inst: V) -> list[Buffer]:
-        return pack(self.codec.bound(self._root, name), inst, path, tag=self._tag(path, name))
+        return pack(self.codec.bound(self._root, name), inst, path, tag=self._layout.tag(path, name))
 
     def _put(self, path: str, parts: list[Buffer], place: Callable[[str, str], None]) -> None:
+        layout = self._layout
         if not self._swept:
+            layout.settle(make=True)
             self._swept = True
-            sweep(self._root)
+            sweep(layout.workshop or self._root)
+
+        def place_in(temporary: str, path: str) -> None:
+            try:
+                place(temporary, path)
+            except FileNotFoundError:
+                layout.make(os.path.dirname(path))
+                place(temporary, path)
+
         try:
-            write_file(path, parts, durability=self.durability, place=place)
+            self._write(path, parts, place_in if self.fan_out else place)
         except FileNotFoundError:
-            make_directory(self._root, durability=self.durability)
-            write_file(path, parts, durability=self.durability, place=place)
+            layout.make(os.path.dirname(path))
+            self._write(path, parts, place)
+
+    def _write(self, path: str, parts: list[Buffer], place: Callable[[str, str], None]) -> None:
+        write_file(path, parts, durability=self.durability, place=place, workshop=self._layout.workshop)
 
     def _replace(self, temporary: str, path: str) -> None:
         with directory_lock(self._root, shared=True):
@@ -176,11 +176,12 @@ class DirectoryStash(Stash[V]):
             with directory_lock(self._root, shared=True):
                 os.unlink(path)
         except FileNotFoundError:
+            self._layout.settle()
             return False
         except OSError as err:
             raise storage_error(err, "can not delete", path) from err
         if self.durability == "fsync":
-            sync_directory(self._root)
+            sync_directory(os.path.dirname(path))
         return True
 
     def exists(self, name: str) -> bool:
@@ -189,59 +190,19 @@ class DirectoryStash(Stash[V]):
         try:
             return stat.S_ISREG(os.stat(path).st_mode)
         except FileNotFoundError:
+            self._layout.settle()
             return False
         except OSError as err:
             raise storage_error(err, "can not look for", path) from err
 
     def keys(self) -> Iterator[str]:
         """Iterate over the keys, in no order, reading the directory on the way."""
-        # Most names are told by one match; a method call for each would take twice the time.
-        plain = re.compile(f"{re.escape(self._prefix)}({SURELY_PLAIN}){re.escape(self._suffix)}").fullmatch
-        try:
-            entries = os.scandir(self._root)
-        except FileNotFoundError:
-            return
-        except OSError as err:
-            raise storage_error(err, "can not list", self._root) from err
-        with entries:
-            for entry in entries:
-                match = plain(entry.name)
-                key = match[1] if match else self._unusual_key(entry.name)
-                if key is not None and entry.is_file():
-                    yield key
-
-    def _unusual_key(self, file_name: str) -> str | None:
-        prefix, suffix = self._prefix, self._suffix
-        if file_name.startswith(".") or not (file_name.startswith(prefix) and file_name.endswith(suffix)):
-            return None
-        stem = file_name[len(prefix) : len(file_name) - len(suffix)]
-        return self._key_in_file(file_name) if is_digested(stem) else from_file_name(stem)
-
-    def _key_in_file(self, file_name: str) -> str | None:
-        path = f"{self._root}/{file_name}"
-        try:
-            fd = os.open(path, READ_FLAGS)
-        except FileNotFoundError:
-            return None
-        except OSError as err:
-            raise storage_error(err, "can not read", path) from err
-        try:
-            key = open_frame(fd, os.fstat(fd).st_size, path).tag
-        except CorruptValueError as err:
-            logger.warning("a key can't be listed, for it lies in its file: %s", err)
-            return None
-        except IsADirectoryError:
-            return None
-        except OSError as err:
-            raise storage_error(err, "can not read", path) from err
-        finally:
-            close_quietly(fd)
-        return key if key and os.path.basename(self._file(key)) == file_name else None
+        return self._layout.keys()
 
     @native
     def add(self, name: str, inst: V) -> bool:
         """Keep a value only if there is none."""
-        return not self.exists(name) and self._write_if(name, inst, self._file(name), _link)
+        return not self.exists(name) and self._write_if(name, inst, self._file(name), place_new)
 
     @native
     def update(self, name: str, fn: Callable[[Any], V], default: Any = None) -> V:
@@ -256,7 +217,7 @@ class DirectoryStash(Stash[V]):
                 raise storage_error(err, "can not read", path) from err
             try:
                 value = fn(default if fd is None else self._read_open(fd, path, name))
-                if self._write_if(name, value, path, _link if fd is None else self._replace_if(fd)):
+                if self._write_if(name, value, path, place_new if fd is None else self._replace_if(fd)):
                     return value
             finally:
                 if fd is not None:
@@ -276,7 +237,9 @@ class DirectoryStash(Stash[V]):
 
     def _read_open(self, fd: int, path: str, name: str) -> Any:
         try:
-            return read_open(fd, path, self.codec.bound(self._root, name), mapped=self.mmap, tag=self._tag(path, name))
+            return read_open(
+                fd, path, self.codec.bound(self._root, name), mapped=self.mmap, tag=self._layout.tag(path, name)
+            )
         except WrongTagError as err:
             raise self._misplaced(path, name, err) from err
 
@@ -296,15 +259,91 @@ class DirectoryStash(Stash[V]):
 
         return place
 
+    def take_over(self, other: DirectoryStash[V]) -> int:
+        """Move all values of another directory of the same file system here, without reading them.
+
+        One that was cut short is done again; a value is always in one of the two.
+
+        Parameters
+        ----------
+        other :
+            Its codec must be the one of this stash.
+
+        Returns
+        -------
+        int
+            How many were moved.
+
+        Raises
+        ------
+        InvalidArgumentError
+            The other stash is of another kind, or there is a value here already under a key; all others were moved.
+        StorageError
+            The operating system refused; from another file system, :func:`~zpersist.migrate` copies.
+        """
+        if not isinstance(other, DirectoryStash) or other.codec.id != self.codec.id or other._root == self._root:
+            raise InvalidArgumentError(
+                f"what {self!r} takes over must be another DirectoryStash of the same codec, not {other!r}"
+            )
+        moved, stays = 0, []
+        for name in other.keys():
+            if self._layout.move_in(other._file(name), self._file(name)):
+                moved += 1
+            else:
+                stays.append(name)
+        if stays:
+            raise InvalidArgumentError(
+                f"{moved} values were moved from {other._root}, but under {len(stays)} keys there is one in "
+                f"{self._root} already, such as {min(stays)!r}: delete it here or there"
+            )
+        return moved
+
+    # damage
+
+    def verify(self, *, progress: bool = False, repair: Repair | None = None) -> Iterator[Damage]:
+        """Read every file whole; what is laid aside is moved to ``.zpersist/quarantine``."""
+        yield from super().verify(progress=progress, repair=repair)
+        for path, error in tuple(self._layout.unreadable()):
+            repaired = (
+                repair is not None and is_lost(error) and self._put_away(path, repair, self._layout.is_unreadable)
+            )
+            yield Damage(None, error, repaired)
+
+    def _verify_one(self, name: str) -> None:
+        path = self._file(name)
+        self._verify_file(path, name)
+
+    def _verify_file(self, path: str, name: str) -> None:
+        codec, tag = self.codec.bound(self._root, name), self._layout.tag(path, name)
+        try:
+            read_file(path, codec, mapped=False, tag=tag)
+        except FileNotFoundError:
+            return
+        except WrongTagError as err:
+            raise self._misplaced(path, name, err) from err
+
+    def _repair(self, name: str, repair: Repair) -> bool:
+        def is_damaged(path: str) -> bool:
+            try:
+                self._verify_file(path, name)
+            except ZPersistError as err:
+                return is_lost(err)
+            return False
+
+        return self._put_away(self._file(name), repair, is_damaged)
+
+    def _put_away(self, path: str, repair: Repair, is_damaged: Callable[[str], bool]) -> bool:
+        folder = f"{self._root}/{HOUSE}/quarantine"
+        return put_away(path, repair, is_damaged, root=self._root, folder=folder, durability=self.durability)
+
     def _cleared(self) -> None:
         # A file whose key can't be read is not among the keys.
-        folder = Path(self._root)
-        for path in folder.iterdir() if folder.is_dir() else ():
-            name = path.name.removesuffix(self._suffix)
-            if path.name.startswith(self._prefix) and is_digested(name) and path.is_file():
-                path.unlink(missing_ok=True)
-        sweep(self._root)
-        shutil.rmtree(f"{self._root}/{_HOUSE}", ignore_errors=True)
+        for path, _ in tuple(self._layout.unreadable()):
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+        sweep(self._layout.workshop or self._root)
+        for companion in (*COMPANIONS, "quarantine"):
+            shutil.rmtree(f"{self._root}/{HOUSE}/{companion}", ignore_errors=True)
 
     def _flight(self, name: str, purpose: str = "key") -> AbstractContextManager[None]:
         return self._locks.hold(f"{purpose} {check_str_key(name)}")
@@ -313,13 +352,4 @@ class DirectoryStash(Stash[V]):
         return self._locks.claims("fill")
 
     def _companion(self, purpose: str) -> Stash[Any]:
-        return DirectoryStash(f"{self._root}/{_HOUSE}/{purpose}", codec=self.codec, durability=self.durability)
-
-
-def _link(temporary: str, path: str) -> None:
-    os.link(temporary, path)
-    # The value is in its place whatever comes now; a second name that can't be removed is swept later.
-    for _ in range(2):
-        with suppress(OSError):
-            os.unlink(temporary)
-            return
+        return DirectoryStash(f"{self._root}/{HOUSE}/{purpose}", codec=self.codec, durability=self.durability)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from attrs import define, field
 
+from zpersist.damage import Damage, Repair
 from zpersist.errors import InvalidDelegateError
 from zpersist.stash import CloseableStash, Missing, ReadOnlyStash, Stash, native
 from zpersist.stores.noop import NoopStash
@@ -155,6 +156,10 @@ class DelegateStash(CloseableStash[V]):
     ) -> Iterator[str]:
         """Iterate over the delegate's keys in code-point order."""
         return self.delegate.scan(prefix, after=after, reverse=reverse, limit=limit)
+
+    def verify(self, *, progress: bool = False, repair: Repair | None = None) -> Iterator[Damage]:
+        """Read every value of the delegate whole, and yield what is damaged."""
+        return self.delegate.verify(progress=progress, repair=repair)
 
     def close(self) -> None:
         """Close the delegate."""

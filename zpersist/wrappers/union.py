@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Any, TypeVar
 
 from attrs import define, field
 
+from zpersist.damage import Damage, Repair, check_repair
 from zpersist.errors import InvalidDelegateError
 from zpersist.stash import MISSING, CloseableStash, Missing, ReadOnlyStash, Stash
 from zpersist.wrappers.delegate import check_stash
@@ -78,6 +80,11 @@ class UnionStash(ReadOnlyStash[V], CloseableStash[V]):
                 if name not in seen:
                     seen.add(name)
                     yield name
+
+    def verify(self, *, progress: bool = False, repair: Repair | None = None) -> Iterator[Damage]:
+        """Read every value of all stashes whole, and yield what is damaged."""
+        check_repair(repair)
+        return chain.from_iterable(stash.verify(progress=progress, repair=repair) for stash in self.stashes)
 
     def close(self) -> None:
         """Close all stashes."""

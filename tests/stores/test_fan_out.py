@@ -1,0 +1,195 @@
+"""A directory whose files are spread over sub-directories."""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+from pathlib import Path
+
+import pytest
+
+from zpersist import CorruptValueError, DirectoryStash, InvalidArgumentError, StorageError, fill
+from zpersist.testing import StashSuite
+
+fork = multiprocessing.get_context("fork")
+
+
+class TestFannedOut(StashSuite):
+    encodes = True
+
+    def make(self, path):
+        return DirectoryStash(path / "data", fan_out=16)
+
+    reopen = make
+
+
+class TestFannedOutWithFsync(StashSuite):
+    encodes = True
+
+    def make(self, path):
+        return DirectoryStash(path / "data", "x-{name}", fan_out=4096, durability="fsync")
+
+    reopen = make
+
+
+def files_in(path):
+    return sorted(str(file.relative_to(path)) for file in Path(path).rglob("*.dat"))
+
+
+@pytest.mark.parametrize("fan_out", [16, 256, 4096])
+def test_keys_are_spread(tmp_path, fan_out):
+    stash = DirectoryStash(tmp_path / "data", fan_out=fan_out)
+    stash.dump_many((f"key-{n}", n) for n in range(500))
+    houses = {path.parent.name for path in stash.path.rglob("*.dat")}
+    assert {len(house) for house in houses} == {{16: 1, 256: 2, 4096: 3}[fan_out]}
+    assert len(houses) > min(fan_out, 500) * 0.6
+    again = DirectoryStash(tmp_path / "data", fan_out=fan_out)
+    assert dict(again) == {f"key-{n}": n for n in range(500)}
+    assert len(again) == 500
+    again.clear()
+    assert len(again) == 0
+    again["x"] = 1
+    assert DirectoryStash(tmp_path / "data", fan_out=fan_out)["x"] == 1
+    assert not list(stash.path.rglob("*.tmp"))
+
+
+def test_files_that_are_not_ours_are_left_alone(tmp_path):
+    stash = DirectoryStash(tmp_path, fan_out=16)
+    stash["a"] = 1
+    for name in ("notes.txt", "README", "zz"):
+        (tmp_path / name).write_text("mine")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "b.dat").write_text("mine")
+    (tmp_path / "f").mkdir(exist_ok=True)
+    assert list(stash.keys()) == ["a"]
+    stash.clear()
+    assert (tmp_path / "other" / "b.dat").read_text() == "mine"
+
+
+def uses(stash):
+    yield lambda: stash.load("absent")
+    yield lambda: stash.exists("absent")
+    yield lambda: stash.delete("absent")
+    yield lambda: list(stash.keys())
+    yield lambda: len(stash)
+    yield lambda: stash.dump("new", 1)
+    yield lambda: stash.add("new", 1)
+    yield lambda: stash.update("new", lambda old: 1)
+
+
+@pytest.mark.parametrize("use", range(8))
+@pytest.mark.parametrize(("there", "wanted"), [(256, 0), (256, 16), (0, 256)])
+def test_a_directory_that_is_spread_in_another_way_is_not_taken_for_an_empty_one(tmp_path, there, wanted, use):
+    DirectoryStash(tmp_path, fan_out=there)["a"] = 1
+    before = files_in(tmp_path)
+    stash = DirectoryStash(tmp_path, fan_out=wanted)
+    with pytest.raises(InvalidArgumentError) as caught:
+        list(uses(stash))[use]()
+    text = str(caught.value)
+    assert str(tmp_path) in text
+    assert ("spread over 256 sub-directories: open it with fan_out=256" in text) is (there == 256)
+    assert ("take_over" in text) is (there == 0)
+    assert files_in(tmp_path) == before
+    assert DirectoryStash(tmp_path, fan_out=there)["a"] == 1
+
+
+@pytest.mark.parametrize("fan_out", [1, 15, 255, -16, True, "256", 16.0, None])
+def test_what_is_no_fan_out(tmp_path, fan_out):
+    if fan_out == 16.0:
+        return
+    with pytest.raises(InvalidArgumentError, match="fan_out must be one of 0, 16, 256, 4096, not"):
+        DirectoryStash(tmp_path, fan_out=fan_out)
+
+
+def test_a_mark_that_is_damaged(tmp_path):
+    DirectoryStash(tmp_path, fan_out=16)["a"] = 1
+    (tmp_path / ".zpersist" / "fan_out").write_text("many")
+    with pytest.raises(CorruptValueError, match="fan_out is damaged; write the number"):
+        list(DirectoryStash(tmp_path, fan_out=16).keys())
+
+
+def begin(path, number):
+    DirectoryStash(path, fan_out=16)[f"{number}"] = number
+    os._exit(0)
+
+
+def test_several_begin_at_once(tmp_path):
+    for attempt in range(20):
+        path = tmp_path / str(attempt)
+        children = [fork.Process(target=begin, args=(path, number)) for number in range(4)]
+        for child in children:
+            child.start()
+        for child in children:
+            child.join()
+            assert child.exitcode == 0
+            child.close()
+        assert dict(DirectoryStash(path, fan_out=16)) == {str(number): number for number in range(4)}
+
+
+def test_many_fill_it(tmp_path):
+    stash = DirectoryStash(tmp_path / "data", fan_out=256)
+    assert fill(stash, lambda n: n, range(300), workers=2).done == 300
+    assert dict(stash) == {str(n): n for n in range(300)}
+
+
+# taking over
+
+
+def flat_and_spread(tmp_path, **options):
+    flat = DirectoryStash(tmp_path / "flat", **options)
+    flat.dump_many({"a": 1, "a/b": 2, "long" * 100: 3, "ключ": [4]})
+    return flat, DirectoryStash(tmp_path / "spread", fan_out=256, **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"durability": "fsync"}, {"codec": "dill"}])
+def test_a_flat_directory_is_taken_over(tmp_path, options):
+    flat, spread = flat_and_spread(tmp_path, **options)
+    expected = dict(flat)
+    assert spread.take_over(flat) == 4
+    assert dict(DirectoryStash(tmp_path / "spread", fan_out=256, **options)) == expected
+    assert dict(flat) == {}
+    assert spread.take_over(flat) == 0
+    # And back.
+    assert flat.take_over(spread) == 4
+    assert dict(flat) == expected
+
+
+def test_what_is_there_already_stays(tmp_path):
+    flat, spread = flat_and_spread(tmp_path)
+    spread["a"] = "mine"
+    with pytest.raises(InvalidArgumentError, match="3 values were moved from .*, but under 1 keys .* such as 'a'"):
+        spread.take_over(flat)
+    assert spread["a"] == "mine"
+    assert dict(flat) == {"a": 1}
+    assert len(spread) == 4
+
+
+@pytest.mark.parametrize("call", ["link", "unlink"])
+def test_a_move_that_is_cut_short_is_done_again(tmp_path, monkeypatch, call):
+    flat, spread = flat_and_spread(tmp_path)
+    expected = dict(flat)
+    real, left = getattr(os, call), [3]
+
+    def failing(*args):
+        left[0] -= 1
+        if not left[0]:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, failing)
+        with pytest.raises(StorageError, match="can not move"):
+            spread.take_over(flat)
+    assert {**dict(spread), **dict(flat)} == expected
+    spread.take_over(flat)
+    assert dict(spread) == expected
+    assert dict(flat) == {}
+
+
+@pytest.mark.parametrize("other", [lambda path: DirectoryStash(path / "x", codec="dill"), lambda path: {"a": 1}])
+def test_what_can_not_be_taken_over(tmp_path, other):
+    stash = DirectoryStash(tmp_path / "data")
+    for what in (other(tmp_path), stash):
+        with pytest.raises(InvalidArgumentError, match="must be another DirectoryStash of the same codec"):
+            stash.take_over(what)

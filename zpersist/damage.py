@@ -1,0 +1,56 @@
+"""Finding what can't be read any more, and putting it out of the way."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
+
+from zpersist.errors import CorruptValueError, InvalidArgumentError, ZPersistError
+from zpersist.progress import Progress
+
+__all__ = ["Damage", "Repair", "check_repair", "is_lost", "verified"]
+
+#: What to do with a damaged value: delete it, or lay it aside.
+Repair = Literal["drop", "quarantine"]
+
+
+class Damage(NamedTuple):
+    """A value that can't be read.
+
+    Parameters
+    ----------
+    key :
+        Its key; ``None`` if that can't be read either.
+    error :
+        What a load would raise.
+    repaired :
+        Whether it was put out of the way.
+    """
+
+    key: str | None
+    error: ZPersistError
+    repaired: bool = False
+
+
+def check_repair(repair: object) -> None:
+    """Raise unless ``repair`` is one of :data:`Repair`, or ``None``."""
+    if repair not in (None, "drop", "quarantine"):
+        raise InvalidArgumentError(f"repair must be 'drop', 'quarantine' or None, not {repair!r}")
+
+
+def is_lost(error: ZPersistError) -> bool:
+    """Return whether nobody can read the value: no other codec, key or version."""
+    return type(error) is CorruptValueError
+
+
+def verified(stash: Any, *, progress: bool, repair: Repair | None) -> Iterator[Damage]:
+    """Read all values of a stash, yield what is damaged, and repair it."""
+    with Progress(progress, f"verify {type(stash).__name__}", len(stash) if progress else None) as bar:
+        damaged = 0
+        for done, name in enumerate(stash.keys()):
+            bar.show(done, 0, damaged)
+            try:
+                stash._verify_one(name)
+            except ZPersistError as err:
+                damaged += 1
+                yield Damage(name, err, repair is not None and is_lost(err) and stash._repair(name, repair))
