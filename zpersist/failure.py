@@ -19,6 +19,34 @@ def _text(exception: BaseException) -> str:
         return f"(its text can't be told: {err!r})"
 
 
+def _pickled(exception: BaseException) -> bytes:
+    for what in (exception, _Bare(exception)):
+        try:
+            data = pickle.dumps(what)
+            pickle.loads(data)
+        except Exception:  # noqa: BLE001, S112 - whatever the foreign class raises, the text must travel
+            continue
+        return data
+    return b""
+
+
+class _Bare:
+    """An exception on its way past a constructor that wants something else than what the exception remembers."""
+
+    def __init__(self, exception: BaseException) -> None:
+        self._exception = exception
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        error = self._exception
+        return _made_again, (type(error), error.args, error.__dict__)
+
+
+def _made_again(kind: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]) -> BaseException:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(state)
+    return error
+
+
 class Failure:
     """An exception with its traceback as text, so that it survives pickling.
 
@@ -79,10 +107,7 @@ class Failure:
         state = dict(self.__dict__)
         if self.thrower is not None:
             state["thrower"] = str(self.thrower)
-        try:
-            state["exception"] = pickle.dumps(self.exception)
-        except Exception:  # noqa: BLE001 - whatever the foreign __reduce__ raises, the text must travel
-            state["exception"] = b""
+        state["exception"] = _pickled(self.exception)
         return state | {"text": repr(self)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

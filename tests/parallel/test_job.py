@@ -49,7 +49,7 @@ def test_items_that_become_long_are_handed_back(elsewhere, takes, timed):
     assert report.done == 503 if timed else 503 <= report.done <= 511
 
 
-def test_each_item_is_marked_and_timed_if_somebody_watches(elsewhere):
+def test_each_item_is_marked_and_timed_if_somebody_watches(elsewhere, takes):
     for timed in (False, True):
         mark = Watched()
         job_of(lambda n: n, DirectoryStash("data"), timed=timed, mark=mark).do(list(range(100)), False)

@@ -414,7 +414,7 @@ def test_failure():
         failure = Failure(thrower=object())
     twin = pickle.loads(pickle.dumps(failure))
     assert [str(twin), twin.traceback_str] == ["one two", failure.traceback_str]
-    with pytest.raises(Exception, match="CannotBeUnpickled: one two"):
+    with pytest.raises(CannotBeUnpickled, match="one two"):
         twin.rethrow()
 
 

@@ -29,8 +29,10 @@ class Event(NamedTuple):
     report: Report | None
     #: Why it was lost.
     error: BaseException | None = None
-    #: Which item was under way; ``None`` if that can't be known, -1 if none was begun.
+    #: Which item was under way; ``None`` if that can't be known, IDLE if none was begun.
     at: int | None = None
+    #: Whether it may be the fault of an item.
+    blames: bool = True
 
 
 class Engine(ABC):
@@ -104,8 +106,9 @@ def packed(job: Job) -> bytes:
         import cloudpickle
     except ImportError as err:
         raise EncodeError(
-            f"{job.work.label} can travel by its code only, for which cloudpickle is missing: pip install "
-            f"'zpersist[parallel]', or define its class and functions at the top of a module"
+            f"{job.work.label} works with something that has no name at the top of a module (a lambda, a closure, a "
+            f"class within a function), and can't travel without cloudpickle: pip install 'zpersist[parallel]', or "
+            f"define it at the top of a module"
         ) from err
     try:
         return bytes(cloudpickle.dumps(job, 5))
@@ -209,7 +212,13 @@ class ExecutorEngine(Engine):
                     f"makes one, executor=lambda: ...; what was finished is kept"
                 ) from err
             self._executor = self._make()
-            future = send()
+            try:
+                future = send()
+            except (BrokenExecutor, RuntimeError) as trouble:
+                raise WorkerDiedError(
+                    f"the executor that was made anew takes no work ({type(trouble).__name__}: {trouble}): make a new "
+                    f"one at each call; what was finished is kept"
+                ) from trouble
         self._running[future] = task, unsure
 
     def wait(self, timeout: float) -> list[Event]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 from itertools import chain, islice
+from threading import get_ident
 from typing import Any, ClassVar, TypeVar
 
 from attrs import define, field
@@ -94,11 +95,14 @@ class KeyedStash(MultiProcessDefaultStash[V]):
 
     def _in_order(self, window: int) -> Iterator[tuple[str, V]]:
         order = InputOrder(window)
+        if self._filler == get_ident():
+            self.prime()
         if self.has_data:
             yield from self._pairs(self._key_of(item) for item in self._create_data())
             return
-        for _ in self._filling(wants_keys=True, order=order):
-            yield from self._pairs(order.ready())
+        with self._streamed(order) as stream:
+            for _ in stream:
+                yield from self._pairs(order.ready())
         # What others have done meanwhile, or all of it.
         rest = order.ready() if not order.untouched else (self._key_of(item) for item in self._create_data())
         yield from self._pairs(rest)

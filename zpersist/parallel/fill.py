@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from numbers import Integral
 from typing import Any, TypeVar
 
 from attrs import define, field, fields
 
-from zpersist.errors import InvalidArgumentError
+from zpersist.errors import InvalidArgumentError, InvalidDelegateError
 from zpersist.parallel.factory import KeyedStash
+from zpersist.parallel.job import NoKeyError
 from zpersist.parallel.options import check_workers
 from zpersist.parallel.run import Summary
-from zpersist.stash import Stash
+from zpersist.stash import ReadOnlyStash, Stash
 
 __all__ = ["fill"]
 
@@ -20,9 +22,10 @@ V = TypeVar("V")
 
 
 def _own_key(item: object) -> str:
-    if isinstance(item, (str, int)):
+    # A number of NumPy is no int, but Integral.
+    if isinstance(item, (str, int, Integral)):
         return str(item)
-    raise InvalidArgumentError(f"item {item!r} is of type {type(item).__name__}, not str or int: give key=, a function")
+    raise NoKeyError(f"item {item!r} is of type {type(item).__name__}, not str or int: give key=, a function")
 
 
 @define(slots=False, eq=False)
@@ -106,6 +109,8 @@ def fill(
     >>> fill(stash, lambda n: n * n, range(101), workers=2).done
     1
     """
+    if not isinstance(stash, Stash) or isinstance(stash, ReadOnlyStash):
+        raise InvalidDelegateError(f"stash must be a stash that keeps values, such as a DirectoryStash, not {stash!r}")
     if not callable(worker):
         raise InvalidArgumentError(f"worker must be a function, not {worker!r}")
     if not isinstance(items, Iterable):

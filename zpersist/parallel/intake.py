@@ -23,9 +23,6 @@ class Known(Protocol):
     def refresh(self) -> None:
         """Look again, for others may have done some."""
 
-    def limit(self, place: int, count: int) -> int:
-        """Return how many items, at most ``count``, are to be looked at together from a place on."""
-
     def is_done(self, place: int, items: list[Any]) -> list[bool]:
         """Return which of the items, that stand in the input from ``place`` on, are done."""
 
@@ -124,10 +121,11 @@ class Intake:
     @property
     def unsure(self) -> bool:
         """Whether items that are given out may be done already."""
-        return self._known.unsure or self._in_company()
+        return self._known.unsure or self.in_company
 
-    def _in_company(self) -> bool:
-        # Another program works, or has worked meanwhile, on the same input.
+    @property
+    def in_company(self) -> bool:
+        """Whether another program works, or has worked meanwhile, on the same input."""
         if not self._company and self._claims is not None:
             self._company = not self._claims.alone()
         return self._company
@@ -142,7 +140,7 @@ class Intake:
         """
         while not self._ready:
             room = count if self._limit is None else min(count, self._limit() - self._at)
-            items = list(islice(self._items, self._known.limit(self._at, room))) if room > 0 else []
+            items = list(islice(self._items, room)) if room > 0 else []
             if not items:
                 break
             self._look_at(self._at, items)
@@ -178,7 +176,7 @@ class Intake:
             place, items = place + abs(count), items[abs(count) :]
 
     def _claimed(self, place: int, items: list[Any]) -> None:
-        if not self._in_company():
+        if not self.in_company:
             self._ready.append((place, items))
             return
         # Somebody may have done them just before, and given them back.

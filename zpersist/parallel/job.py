@@ -12,11 +12,11 @@ from typing import Any, Literal, NamedTuple, Protocol, get_args
 from attrs import define, field
 
 from zpersist.codecs import PickleCodec
-from zpersist.errors import DecodeError, EncodeError, InvalidArgumentError
+from zpersist.errors import DecodeError, EncodeError, InvalidArgumentError, InvalidKeyError
 from zpersist.failure import Failure
 from zpersist.stash import Stash
 
-__all__ = ["IDLE", "READING", "Job", "OnError", "Report", "Work", "check_on_error"]
+__all__ = ["IDLE", "READING", "WRITING", "Job", "NoKeyError", "OnError", "Report", "Work", "check_on_error"]
 
 #: What to do about an item that raises: stop and raise, leave it out, or keep a Failure as its value.
 OnError = Literal["raise", "skip", "store"]
@@ -27,8 +27,8 @@ _BATCH, _PAUSE = 1000, 0.005
 #: If fewer seconds than these have passed between two looks at the clock, so many items pass until the next.
 _INSTANT, _UNWATCHED = 1e-4, 8
 
-#: What a worker marks while no item is under way: it waits, or reads the items it was sent.
-IDLE, READING = -1, -2
+#: What a worker marks while no item is under way: it waits, reads the items it was sent, or keeps or sends values.
+IDLE, READING, WRITING = -1, -2, -3
 
 
 def check_on_error(stash: object, attribute: object, value: object) -> None:
@@ -73,8 +73,8 @@ class Report(NamedTuple):
     #: The place among the items that each pair comes from.
     places: list[int] = []  # noqa: RUF012 - never changed
     records: list[logging.LogRecord] = []  # noqa: RUF012
-    #: How many of the items were done already.
-    there: int = 0
+    #: The places of the items that were done already.
+    there: list[int] = []  # noqa: RUF012
     #: The first key that was kept.
     first: str = ""
     #: The pairs as bytes, on their way to the parent.
@@ -114,7 +114,7 @@ class Job:
     timed: bool = False
     budget: float = 0.05
     #: Where a worker says which item is under way, and since when.
-    mark: MutableSequence[float] | memoryview[float] = field(factory=lambda: [IDLE, 0.0], repr=False)
+    mark: MutableSequence[float] | memoryview[float] = field(factory=lambda: [IDLE, 0.0, 0.0], repr=False)
 
     def begin(self) -> None:
         """Begin in a worker that is not where the parent is."""
@@ -138,33 +138,35 @@ class Job:
 
     def do_sent(self, data: bytes | memoryview, unsure: bool) -> Report:
         """Do items that came as bytes, and return a report that can travel."""
-        self.mark[1] = now()
-        self.mark[0] = READING
         try:
             items = pickle.loads(data)
         except Exception as err:  # noqa: BLE001 - a class of the user: what it raises is the failure of an item
-            self.mark[0] = IDLE
-            error = DecodeError(f"an item can't be made again in a worker ({type(err).__name__}: {err}); give its name")
-            error.__cause__ = err
-            return Report(0, 0.0, {-1: Failure(error)}, None, [])
+            return self.unreadable(err)
         self.mark[1] = now()
         self.mark[0] = 0
-        report = self.seal(self.do(items, unsure))
-        self.mark[0] = IDLE
-        return report
+        report = self.do(items, unsure)
+        self.mark[1] = now()
+        self.mark[0] = WRITING
+        return self.seal(report)
+
+    def unreadable(self, err: Exception) -> Report:
+        """Return the report of items that could not be read."""
+        error = DecodeError(f"an item can't be made again in a worker ({type(err).__name__}: {err}); give its name")
+        error.__cause__ = err
+        return Report(0, 0.0, {-1: Failure(error)}, None, [])
 
     def seal(self, report: Report) -> Report:
         """Return a report that can travel: a value that can't be pickled is the failure of its item."""
         if self.delegate is not None:
             return report
         codec = PickleCodec()
-        with suppress(EncodeError):
-            return report._replace(pairs=[], places=[], sealed=codec.dumps(report.pairs))
-        failures, good = dict(report.failures), []
+        with suppress(EncodeError, MemoryError):
+            return report._replace(pairs=[], sealed=codec.dumps(report.pairs))
+        failures, good, places = dict(report.failures), [], []
         for place, (key, value) in zip(report.places, report.pairs, strict=True):
             try:
                 codec.dumps((key, value))
-            except EncodeError as err:
+            except (EncodeError, MemoryError) as err:
                 err.add_note(f"while {self.work.label} sent {key!r}")
                 failure = Failure(err, thrower=f"key {key!r}")
                 if self.on_error == "raise":
@@ -174,7 +176,8 @@ class Job:
                 if self.on_error == "skip":
                     continue
             good.append((key, value))
-        return report._replace(failures=failures, pairs=[], places=[], sealed=codec.dumps(good))
+            places.append(place)
+        return report._replace(failures=failures, pairs=[], places=places, sealed=codec.dumps(good))
 
 
 class _Doing:
@@ -198,7 +201,7 @@ class _Doing:
         self.failures: dict[int, Failure] = {}
         self.pairs: list[tuple[str, Any]] = []
         self.pair_places: list[int] = []
-        self.there = 0
+        self.there: list[int] = []
         self.first = ""
 
     def report(self) -> Report:
@@ -231,7 +234,7 @@ class _Doing:
             except _Fatal:
                 raise
             except Exception as err:
-                if self.place < 0:
+                if self.place < 0 or isinstance(err, NoKeyError):
                     raise _Fatal from err
                 self._failed(self.place, err)
                 if job.on_error == "raise":
@@ -255,7 +258,7 @@ class _Doing:
                 before = time
             mark[0] = self.place = place
             if unsure and self._is_there(items[place]):
-                self.there += 1
+                self.there.append(place)
             else:
                 yield items[place]
 
@@ -292,25 +295,35 @@ class _Doing:
             mark[1] = time
             mark[0] = min(number, last)
             yield pair
+            del pair
 
     def _failed(self, place: int, err: BaseException) -> None:
+        key = self.job.work.name_of(self.items[max(place, 0)])
+        many = "" if place >= 0 else f" or one of {len(self.items) - 1} others"
+        # A frozen one takes no note.
+        with suppress(AttributeError, TypeError):
+            err.add_note(f"while {self.job.work.label} made {key!r}{many}")
         if place < 0:
             self.failures[place] = Failure(err)
             return
-        key = self.job.work.name_of(self.items[place])
         self.failures[place] = failure = Failure(err, thrower=f"key {key!r}")
-        # A frozen one takes no note.
-        with suppress(AttributeError, TypeError):
-            err.add_note(f"while {self.job.work.label} made {key!r}")
-        if self.job.on_error == "raise":
+        delegate, on_error = self.job.delegate, self.job.on_error
+        if on_error == "raise":
             return
-        if self.job.failures is not None:
-            # First: a run that is cut short knows what has failed.
-            try:
+        try:
+            if self.job.failures is not None:
+                # First: a run that is cut short knows what has failed.
                 self.job.failures.dump(key, failure)
-            except Exception as trouble:
-                raise _Fatal from trouble
-        if self.job.on_error == "store":
+            if on_error == "store" and delegate is not None:
+                self._keep()
+                self._store(delegate, key, failure)
+                if self.job.wants_keys:
+                    self.pairs.append((key, None))
+        except _Fatal:
+            raise
+        except Exception as trouble:
+            raise _Fatal from trouble
+        if on_error == "store" and delegate is None:
             self._collect([(key, failure)])
 
     def _collect(self, pairs: Iterable[tuple[str, Any]] | None) -> None:
@@ -323,6 +336,8 @@ class _Doing:
                 raise InvalidArgumentError(f"{label}._process must yield (key, value) pairs, not {pair!r}")
             batch.append(pair)
             places.append(self.place)
+            # Else it would be held while the next one is made.
+            del pair
             if self.is_due or len(batch) >= most:
                 self._keep()
 
@@ -339,14 +354,21 @@ class _Doing:
         self.keep_at = now() + _PAUSE
 
     def _dump(self, delegate: Stash[Any], batch: list[tuple[str, Any]], places: list[int]) -> None:
+        mark, at = self.job.mark, self.job.mark[0]
+        together = len(batch) > 1
+        if together:
+            # What goes wrong now may be the fault of any of them.
+            mark[0] = WRITING
         try:
             try:
                 delegate.dump_many(batch)
                 self.first = self.first or batch[0][0]
-            except (EncodeError, MemoryError):
+            except (EncodeError, InvalidKeyError, MemoryError):
                 self._keep_one_by_one(delegate, batch, places)
         except Exception as err:
             raise _Fatal from err
+        if together:
+            mark[0] = at
         if self.job.wants_keys:
             self.pairs.extend((key, None) for key, _ in batch)
 
@@ -355,12 +377,27 @@ class _Doing:
             try:
                 delegate.dump(key, value)
                 self.first = self.first or key
-            except (EncodeError, MemoryError) as err:
+            except (EncodeError, InvalidKeyError, MemoryError) as err:
+                err.add_note(f"while {self._told(place)} was kept under {key!r}")
                 if self.job.on_error == "raise":
                     raise
                 self.failures[place] = failure = Failure(err, thrower=f"key {key!r}")
-                if self.job.on_error == "store" and place >= 0:
-                    delegate.dump(key, failure)
+                if self.job.on_error == "store" and place >= 0 and not isinstance(err, InvalidKeyError):
+                    self._store(delegate, key, failure)
+
+    def _told(self, place: int) -> str:
+        if place >= 0:
+            return f"what {self.job.work.label} made of {self.job.work.name_of(self.items[place])!r}"
+        return f"what {self.job.work.label} made"
+
+    def _store(self, delegate: Stash[Any], key: str, failure: Failure) -> None:
+        # Another item may have given a value of the same key, which is worth more.
+        if isinstance(delegate.get(key, failure), Failure):
+            delegate.dump(key, failure)
+
+
+class NoKeyError(InvalidArgumentError):
+    """No item of this kind has a key of its own: the call lacks something, not the item."""
 
 
 class _Fatal(Exception):  # noqa: N818 - a signal, not an error

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+from bisect import bisect_right, insort
 from collections.abc import Callable, Collection
 from itertools import islice
 from typing import Any
 
-from xxhash import xxh3_128_hexdigest
+from xxhash import xxh3_64_digest
 
 from zpersist.codecs import PickleCodec
 from zpersist.errors import EncodeError
@@ -17,6 +17,9 @@ __all__ = ["Journal", "KeysThere"]
 
 #: Of more keys than these, workers ask for each, so that they need not be held in memory.
 _MOST = 200_000
+
+#: Bytes of the digest of an item.
+_DIGEST = 8
 
 
 class KeysThere:
@@ -45,10 +48,6 @@ class KeysThere:
     def refresh(self) -> None:
         """Do nothing: where others work too, workers ask for each key."""
 
-    def limit(self, place: int, count: int) -> int:
-        """Return ``count``: no items belong together."""
-        return count
-
     def is_done(self, place: int, items: list[Any]) -> list[bool]:
         """Return which of the items have their keys there."""
         there = self._there
@@ -64,7 +63,7 @@ class KeysThere:
 
 
 class Journal:
-    """Knows by notes beside the data: which stretches of the input are done, and a digest of their items.
+    """Knows by notes beside the data: where stretches of the input begin that are done, and a digest of each item.
 
     Parameters
     ----------
@@ -76,43 +75,54 @@ class Journal:
 
     def __init__(self, stash: Stash[Any]) -> None:
         self._stash = stash
-        self._notes: dict[int, tuple[int, str]] = {}
+        #: Digests of items, one after the other, by the place of the first.
+        self._notes: dict[int, bytes] = {}
         self._starts: list[int] = []
+        #: How many items the longest note has.
+        self._longest = 0
+        self._read: set[str] = set()
         self.refresh()
 
     def refresh(self) -> None:
         """Read what others have noted meanwhile."""
         for name in self._stash.keys():
-            if name.startswith("at-") and int(name[3:]) not in self._notes:
+            if name.startswith("at-") and name not in self._read:
+                self._read.add(name)
                 note = self._stash.get(name)
                 if note is not None:
-                    self._remember(int(name[3:]), note)
+                    self._remember(int(name.split("-")[1]), note)
 
-    def _remember(self, start: int, note: tuple[int, str]) -> None:
+    def _remember(self, start: int, note: bytes) -> None:
         if start not in self._notes:
             insort(self._starts, start)
-        self._notes[start] = note
+        # Two programs may have noted the same: the longer note says more.
+        if len(note) > len(self._notes.get(start, b"")):
+            self._notes[start] = note
+        self._longest = max(self._longest, len(note) // _DIGEST)
 
     def note(self, place: int, items: list[Any]) -> None:
         """Note that items are done, which stand in the input from ``place`` on."""
-        self._stash.dump(f"at-{place:012}", (len(items), _digest(items)))
-
-    def limit(self, place: int, count: int) -> int:
-        """Return how many items to look at together: those of one note, or those before the next one."""
-        if place in self._notes:
-            return self._notes[place][0]
-        at = bisect_left(self._starts, place)
-        return min(count, self._starts[at] - place) if at < len(self._starts) else count
+        self._stash.dump(f"at-{place:012}-{len(items)}", b"".join(map(_digest, items)))
 
     def is_done(self, place: int, items: list[Any]) -> list[bool]:
-        """Return whether there is a note about just these items."""
-        note = self._notes.get(place)
-        return [note is not None and note == (len(items), _digest(items))] * len(items)
+        """Return which of the items have a note."""
+        if not self._notes:
+            return [False] * len(items)
+        return [self._is_noted(at, item) for at, item in enumerate(items, place)]
+
+    def _is_noted(self, place: int, item: Any) -> bool:
+        # Notes of different programs may overlap.
+        at = bisect_right(self._starts, place)
+        while at and place - self._starts[at - 1] < self._longest:
+            at -= 1
+            start = (place - self._starts[at]) * _DIGEST
+            if self._notes[self._starts[at]][start : start + _DIGEST] == _digest(item):
+                return True
+        return False
 
 
-def _digest(items: list[Any]) -> str:
-    codec = PickleCodec()
+def _digest(item: Any) -> bytes:
     try:
-        return xxh3_128_hexdigest(b"".join(codec.dumps(item) for item in items))
+        return xxh3_64_digest(PickleCodec().dumps(item))
     except EncodeError as err:
         raise EncodeError(f"an item can't be noted as done: {err}; or give its name") from err

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,6 +14,9 @@ LogRecords = list[logging.LogRecord]
 #: The most records a worker keeps before it tells its parent.
 _MOST = 10_000
 
+
+#: The types of what is given by extra= that travel.
+_PLAIN = (str, int, float, bool, type(None))
 
 _USUAL = logging.makeLogRecord({}).__dict__.keys()
 
@@ -32,10 +34,10 @@ class _Capture(logging.Handler):
             if record.exc_info:
                 record.exc_text = logging.Formatter().formatException(record.exc_info)
                 record.exc_info = None
-            try:
-                pickle.dumps(record.__dict__)
-            except Exception:  # noqa: BLE001 - something of extra= can't travel, whatever its __reduce__ raises
-                record.__dict__ = {name: record.__dict__[name] for name in _USUAL if name in record.__dict__}
+            # Of extra=, what surely can be made again.
+            record.__dict__ = {
+                name: value for name, value in record.__dict__.items() if name in _USUAL or type(value) in _PLAIN
+            }
             self.records.append(record)
 
 

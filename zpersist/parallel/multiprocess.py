@@ -7,11 +7,11 @@ import math
 import os
 import threading
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Iterable, Iterator, Sized
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sized
 from concurrent.futures import Executor
 from contextlib import closing, contextmanager
 from threading import get_ident
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 from uuid import uuid4
 
 from attrs import define, field
@@ -37,6 +37,7 @@ from zpersist.parallel.pool import PoolEngine, check_start_method
 from zpersist.parallel.run import Run, Summary
 from zpersist.parallel.schedule import Schedule, Task
 from zpersist.parallel.stashwork import StashWork
+from zpersist.parallel.stream import Stream
 from zpersist.progress import Progress
 from zpersist.stash import MISSING, Stash, native
 from zpersist.wrappers.factory import check_keeps
@@ -161,6 +162,8 @@ class MultiProcessStash(PrimablePreemptiveStash[V]):
     _worker: int | bool | None = field(init=False, repr=False, default=None)
     # The thread that fills it, and may read it meanwhile.
     _filler: int | None = field(init=False, repr=False, default=None)
+    # What this thread iterates over while it is filled.
+    _stream: Stream | None = field(init=False, repr=False, default=None)
     _fill_lock: tuple[int, threading.Lock] | None = field(init=False, repr=False, default=None)
 
     @abstractmethod
@@ -188,6 +191,9 @@ class MultiProcessStash(PrimablePreemptiveStash[V]):
     def prime(self) -> None:
         """Fill the delegate, unless that has been done."""
         if self._working:
+            if self._stream is not None and self._filler == get_ident():
+                # An iteration of this thread is open: who reads something else wants all of it.
+                self._stream.finish()
             return
         super().prime()
         if not self.has_data:
@@ -197,11 +203,13 @@ class MultiProcessStash(PrimablePreemptiveStash[V]):
 
     def __getstate__(self) -> dict[str, object]:
         # Its workers need no executor.
-        return self.__dict__ | {"executor": None, "_worker": None, "_filler": None, "_fill_lock": None}
+        return self.__dict__ | {"executor": None, "_worker": None, "_filler": None, "_stream": None, "_fill_lock": None}
 
     # filling
 
-    def _filling(self, *, wants_keys: bool = False, order: InputOrder | None = None) -> Iterator[list[str]]:
+    def _filling(
+        self, *, wants_keys: bool = False, order: InputOrder | None = None
+    ) -> Generator[list[str], None, None]:
         refuse_in_import()
         with self._filling_lock():
             claims = self._claims_of_delegate()
@@ -291,14 +299,21 @@ class MultiProcessStash(PrimablePreemptiveStash[V]):
             run = Run(
                 job, engine, schedule, intake, self.delegate, retries=self.retries, progress=progress, summary=summary
             )
-            for task, report in run:
-                failed = {name_of(task.items[place]): failure for place, failure in report.failures.items()}
-                failures.dump_many(failed)
-                if failed_before:
-                    self._forget(failed_before.intersection(map(name_of, task.items[: report.done])) - failed.keys())
-                if task.lost:
-                    self._settle_lost(task, report)
-                yield task, report
+            try:
+                for task, report in run:
+                    failures.dump_many(
+                        (name_of(task.items[place]), failure) for place, failure in report.failures.items()
+                    )
+                    if task.lost:
+                        self._settle_lost(task, report)
+                    noted = set(failures.keys()) if intake.in_company else failed_before
+                    if noted:
+                        unmade = {*report.there, *report.failures}
+                        items = enumerate(task.items[: report.done])
+                        self._forget(noted.intersection(name_of(item) for place, item in items if place not in unmade))
+                    yield task, report
+            finally:
+                failures.dump_many(run.raised)
         logger.info("%s: %s", self._label, summary)
 
     def _settle_lost(self, task: Task, report: Report) -> None:
@@ -331,6 +346,8 @@ class MultiProcessStash(PrimablePreemptiveStash[V]):
         if self.executor is not None:
             if limited:
                 raise InvalidArgumentError(f"{limited[0]} is for processes of this machine: let the executor see to it")
+            if self.start_method is not None:
+                raise InvalidArgumentError("start_method is for processes of this machine: an executor has its own")
             return ExecutorEngine(job, self.executor, workers=workers, level=level, threads=threads)
         if in_worker():
             if workers > 1:
@@ -350,7 +367,11 @@ class MultiProcessStash(PrimablePreemptiveStash[V]):
 
     def failures(self) -> dict[str, Failure]:
         """Return what failed in the last runs and has not been made since, by key; nothing is tried for that."""
-        return dict(companion_of(self.delegate, "failures").items())
+        noted = companion_of(self.delegate, "failures").items()
+        if not self._divisible:
+            return dict(noted)
+        # Another program may have made it since.
+        return {name: failure for name, failure in noted if isinstance(self.delegate.get(name, failure), Failure)}
 
     def retry_failures(self) -> set[str]:
         """Try again what failed, and make what else is missing.
@@ -368,10 +389,11 @@ class MultiProcessStash(PrimablePreemptiveStash[V]):
 
     def _forget(self, failed: Collection[str]) -> None:
         """Have what failed be made by the next run."""
+        # The notes first: what another program notes meanwhile stays.
+        companion_of(self.delegate, "failures").delete_many(failed)
         for key in failed:
             if isinstance(self.delegate.get(key), Failure):
                 self.delegate.delete(key)
-        companion_of(self.delegate, "failures").delete_many(failed)
 
     # reading while it is filled
 
@@ -392,15 +414,24 @@ class MultiProcessStash(PrimablePreemptiveStash[V]):
         -----
         An iteration that is left off, or closed, ends the workers; what was made is kept.
         """
-        if order == "stored" or self._working:
+        if order not in get_args(Order):
+            raise InvalidArgumentError(f"order must be 'stored', 'completed' or 'input', not {order!r}")
+        if isinstance(window, bool) or not isinstance(window, int) or window < 1:
+            raise InvalidArgumentError(f"window must be a whole number of at least 1, not {window!r}")
+        if order == "stored" or self._worker is True or self._worker == get_ident():
             return super().items()
-        if order == "completed":
-            return self._as_completed()
-        if order == "input":
-            if isinstance(window, bool) or not isinstance(window, int) or window < 1:
-                raise InvalidArgumentError(f"window must be a whole number of at least 1, not {window!r}")
-            return self._in_order(window)
-        raise InvalidArgumentError(f"order must be 'stored', 'completed' or 'input', not {order!r}")
+        return self._as_completed() if order == "completed" else self._in_order(window)
+
+    @contextmanager
+    def _streamed(self, order: InputOrder | None = None) -> Iterator[Iterable[list[str]]]:
+        """Fill, and give the keys of what is made; whatever else this thread reads comes after all of it."""
+        with closing(self._filling(wants_keys=True, order=order)) as filling:
+            self._stream = stream = Stream(filling)
+            try:
+                yield stream
+            finally:
+                if self._stream is stream:
+                    self._stream = None
 
     def _pairs(self, keys: Iterable[str]) -> Iterator[tuple[str, V]]:
         for key in keys:
@@ -416,10 +447,13 @@ class MultiProcessStash(PrimablePreemptiveStash[V]):
                 seen.add(pair[0])
                 yield pair
 
+        if self._filler == get_ident():
+            self.prime()
         yield from new(tuple(self.delegate.keys()))
         if not self.has_data:
-            for keys in self._filling(wants_keys=True):
-                yield from new(keys)
+            with self._streamed() as stream:
+                for keys in stream:
+                    yield from new(keys)
         # What others have made meanwhile.
         yield from new(tuple(self.delegate.keys()))
 

@@ -16,9 +16,11 @@ import threading
 import time
 import weakref
 from collections import deque
+from contextlib import suppress
 from importlib.util import find_spec
 from mmap import mmap
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
+from selectors import EVENT_READ, EVENT_WRITE, PollSelector
 from typing import Any
 
 from attrs import define, field
@@ -27,9 +29,10 @@ from zpersist.errors import InvalidArgumentError, ItemTimeoutError, WorkerDiedEr
 from zpersist.failure import Failure
 from zpersist.parallel import guard
 from zpersist.parallel.engine import Engine, Event, packed, sent
-from zpersist.parallel.job import IDLE, READING, Job
+from zpersist.parallel.job import IDLE, READING, WRITING, Job
+from zpersist.parallel.line import Line
 from zpersist.parallel.schedule import Task
-from zpersist.parallel.worker import main
+from zpersist.parallel.worker import MARK, main
 
 __all__ = ["PoolEngine", "check_start_method"]
 
@@ -38,9 +41,6 @@ _GRACE = 1.0
 
 #: How many workers, one after the other, may be killed before they have begun anything.
 _STILLBORN = 100
-
-#: The largest task that may wait in the pipe of a busy worker, in bytes: sending it must not block.
-_PIPED = 1 << 16
 
 
 def check_start_method(method: str | None) -> str | None:
@@ -67,13 +67,14 @@ class _Member:
     process: Any
     pipe: Connection
     slot: int
+    line: Line
     tasks: deque[Task] = field(factory=deque)
-    #: Tasks that are too large to wait in its pipe.
-    unsent: deque[bytes] = field(factory=deque)
+    #: How many reports it has sent.
+    reports: int = 0
     #: How many items it has done.
     done: int = 0
-    #: Why it was ended.
-    ended: BaseException | None = None
+    #: Why it was ended, and what its mark said then.
+    ended: tuple[BaseException, tuple[int, int]] | None = None
 
 
 _engines: weakref.WeakSet[PoolEngine] = weakref.WeakSet()
@@ -124,8 +125,8 @@ class PoolEngine(Engine):
         self._options = (max_memory, level)
         self._threads = threads
         # What forked children share needs no file; others are given one.
-        self._memory = mmap(-1, 16 * workers) if method == "fork" else self._context.RawArray("d", 2 * workers)
-        #: By slot: the item under way, and since when.
+        self._memory = mmap(-1, 8 * MARK * workers) if method == "fork" else self._context.RawArray("d", MARK * workers)
+        #: The marks of the workers, one after the other.
         self._slots = memoryview(self._memory).cast("B").cast("d")
         self._members: list[_Member] = []
         self._free = list(range(workers))
@@ -146,22 +147,19 @@ class PoolEngine(Engine):
             member = self._start()
         else:
             member = min(self._members, key=lambda member: len(member.tasks))
-        if member.tasks and (member.unsent or len(data) > _PIPED):
-            # Sending it would wait until the worker has done what it has.
-            member.unsent.append(data)
-        else:
-            _send(member, data)
+        member.line.send(data)
         member.tasks.append(task)
 
     def _start(self) -> _Member:
         ours, theirs = self._context.Pipe()
         slot = self._free.pop(0)
-        self._slots[2 * slot] = IDLE
+        self._slots[MARK * slot] = IDLE
+        self._slots[MARK * slot + 2] = 0
         process = self._context.Process(target=main, args=(self._job, theirs, self._memory, slot, *self._options))
         with guard.thread_limits(self._threads):
             process.start()
         theirs.close()
-        member = _Member(process, ours, slot)
+        member = _Member(process, ours, slot, Line(ours.fileno()))
         self._members.append(member)
         return member
 
@@ -169,11 +167,9 @@ class PoolEngine(Engine):
         if self._timeout is not None:
             timeout = min(timeout, self._timeout / 4)
             self._end_late(self._timeout)
-        by_source = {source: member for member in self._members for source in (member.pipe, member.process.sentinel)}
         events: list[Event] = []
-        for source in wait(list(by_source), timeout):
-            member = by_source[source]
-            if member in self._members and (not self._receive(member, events) or source is not member.pipe):
+        for member, has_ended in self._ready(timeout):
+            if member in self._members and (not self._receive(member, events) or has_ended):
                 self._bury(member, events)
         # A child of a dead worker may hold open what would tell of the death.
         for member in tuple(self._members):
@@ -183,28 +179,39 @@ class PoolEngine(Engine):
                     self._bury(member, events)
         return events
 
+    def _ready(self, timeout: float) -> list[tuple[_Member, bool]]:
+        """Return the workers that have said something, or have taken something, and whether they have ended."""
+        with PollSelector() as selector:
+            for member in self._members:
+                wants = EVENT_READ | EVENT_WRITE if member.line.is_full else EVENT_READ
+                selector.register(member.pipe, wants, (member, False))
+                selector.register(member.process.sentinel, EVENT_READ, (member, True))
+            ready = selector.select(timeout)
+        for key, _ in ready:
+            key.data[0].line.flush()
+        return [key.data for key, _ in ready]
+
     def _receive(self, member: _Member, events: list[Event]) -> bool:
         """Take what a worker has said; return whether it can say more."""
         try:
-            while member.pipe.poll():
-                said = pickle.loads(member.pipe.recv_bytes())
+            for message in member.line.messages():
+                said = pickle.loads(message)
                 if isinstance(said, Failure):
                     raise WorkerDiedError(f"a worker could not begin: {said!r}") from said.exception
                 self._stillborn = 0
+                member.reports += 1
                 task = member.tasks.popleft()
                 events.append(Event(task, said))
                 member.done += said.done
                 if self._most is not None and member.done >= self._most and not member.tasks:
                     self._retire(member)
                     return True
-                if member.unsent:
-                    _send(member, member.unsent.popleft())
-        except (EOFError, ConnectionResetError):
+        except EOFError:
             return False
         return True
 
     def _retire(self, member: _Member) -> None:
-        _send(member, b"")
+        member.line.send(b"")
         self._leave(member)
 
     def _leave(self, member: _Member) -> int | None:
@@ -217,41 +224,59 @@ class PoolEngine(Engine):
         self._members.remove(member)
         self._free.append(member.slot)
         code: int | None = member.process.exitcode
-        member.process.close()
+        with suppress(ValueError):
+            # Whose end was never told, for the program ignores it (SIGCHLD).
+            member.process.close()
         return code
 
+    def _mark(self, member: _Member) -> tuple[int, int]:
+        """Return which task a worker is at, counted from 1, and what it has marked of it."""
+        at, _, task = self._slots[MARK * member.slot : MARK * (member.slot + 1)]
+        # The one before is told already.
+        return (int(task), int(at)) if task > member.reports else (int(task), IDLE)
+
     def _bury(self, member: _Member, events: list[Event]) -> None:
-        at = int(self._slots[2 * member.slot])
+        mark = self._mark(member)
+        at: int | None = mark[1]
         code = self._leave(member)
-        if at == IDLE and not member.done:
+        if at == IDLE and not member.reports:
             self._stillborn += 1
             if code is None or code > 0 or self._stillborn > _STILLBORN:
                 raise WorkerDiedError(
-                    f"a worker process {_how(code)} before it did anything; if it could not import the script, its "
-                    f"error stands above: is what begins this work under  if __name__ == '__main__': ?"
+                    f"a worker process {_how(code)} before it did anything.  Its own error, if it had one, stands "
+                    f"above.  A script must begin this work under  if __name__ == '__main__':  and define outside of "
+                    f"that what the workers use; an initializer must not end its process"
                 )
-        error = member.ended or WorkerDiedError(f"its worker {_how(code)}")
+        error, judged = member.ended or (WorkerDiedError(f"its worker {_how(code)}"), mark)
+        if at in (READING, WRITING):
+            # It may be the fault of any of the items.
+            at = None
         for number, task in enumerate(member.tasks):
-            # What it was reading may be the work of any of the items.
-            events.append(Event(task, None, error, IDLE if number else None if at == READING else at))
+            # Judged for one item, it may have been at the next when it was ended.
+            events.append(Event(task, None, error, IDLE if number else at, blames=mark == judged))
 
     def _end_late(self, timeout: float) -> None:
         now = time.monotonic()
         for member in self._members:
-            place, since = self._slots[2 * member.slot], self._slots[2 * member.slot + 1]
-            if place != IDLE and member.tasks and now - since > timeout and member.ended is None:
-                member.ended = ItemTimeoutError(f"it took longer than {timeout} s, and its worker was ended")
+            mark, since = self._mark(member), self._slots[MARK * member.slot + 1]
+            if mark[1] == IDLE or not member.tasks or member.ended is not None:
+                continue
+            # To read and to write concerns all items together.
+            most = timeout if mark[1] >= 0 else timeout * len(member.tasks[0].items)
+            if now - since > most:
+                late = ItemTimeoutError(f"it took longer than {timeout} s, and its worker was ended")
+                member.ended = late, mark
                 member.process.kill()
 
     def under_way(self) -> int:
-        return sum(max(0, int(self._slots[2 * member.slot])) for member in self._members if member.tasks)
+        return sum(max(0, self._mark(member)[1]) for member in self._members if member.tasks)
 
     def close(self, *, now: bool) -> None:
         for member in self._members:
             if now:
                 member.process.terminate()
             else:
-                _send(member, b"")
+                member.line.send(b"")
         end = time.monotonic() + _GRACE
         for member in tuple(self._members):
             member.process.join(max(0, end - time.monotonic()))
@@ -268,14 +293,6 @@ def _travelling(job: Job) -> bytes:
         return pickle.dumps(job, 5)
     except Exception:  # noqa: BLE001 - whatever it is, it is to travel by its code then
         return packed(job)
-
-
-def _send(member: _Member, data: bytes) -> None:
-    try:
-        member.pipe.send_bytes(data)
-    except (BrokenPipeError, ConnectionResetError):
-        # It has died, as wait() will find out.
-        return
 
 
 def _how(code: int | None) -> str:

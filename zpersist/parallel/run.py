@@ -10,11 +10,18 @@ from typing import Any, NoReturn
 
 from attrs import define, field
 
-from zpersist.errors import EncodeError, InvalidDelegateError, ItemTimeoutError, WorkerDiedError
+from zpersist.errors import (
+    DecodeError,
+    EncodeError,
+    InvalidDelegateError,
+    InvalidKeyError,
+    ItemTimeoutError,
+    WorkerDiedError,
+)
 from zpersist.failure import Failure
 from zpersist.parallel.engine import Engine, Event, SerialEngine
 from zpersist.parallel.intake import Intake
-from zpersist.parallel.job import Job, Report
+from zpersist.parallel.job import IDLE, Job, Report
 from zpersist.parallel.logs import replay
 from zpersist.parallel.schedule import Schedule, Task
 from zpersist.progress import Progress
@@ -81,6 +88,12 @@ def raise_again(failure: Failure) -> NoReturn:
     raise error
 
 
+def _unreadable(err: Exception) -> DecodeError:
+    error = DecodeError(f"a value has come from a worker, and can't be made again here ({type(err).__name__}: {err})")
+    error.__cause__ = err
+    return error
+
+
 class Run:
     """One run: gives tasks to an engine until all items are settled; an iterator over what was done.
 
@@ -124,7 +137,9 @@ class Run:
         self._alone = False
         self._reached = job.delegate is None or isinstance(engine, SerialEngine)
         self._error: Failure | None = None
-        self._poison: list[str] = []
+        self._poison: list[WorkerDiedError] = []
+        #: By name: what ends the run.
+        self.raised: dict[str, Failure] = {}
 
     def __iter__(self) -> Iterator[tuple[Task, Report]]:
         """Yield what is settled, with what its worker said: it is done, or as good as given up (then ``done`` is 0)."""
@@ -136,18 +151,28 @@ class Run:
         finally:
             self._summary.seconds += time.monotonic() - began
             self._engine.close(now=not finished)
+            if self._job.probe is not None and self._reached:
+                # Workers that came later have written it again.
+                stash, key = self._job.probe
+                stash.delete(key)
         if self._error is not None:
             raise_again(self._error)
         if self._poison:
-            raise WorkerDiedError(
-                f"{', '.join(self._poison)}; all others are done.  It may need too much memory; "
-                f"on_error='store' or 'skip' goes on without it"
-            )
+            raise self._poisoned()
+
+    def _poisoned(self) -> WorkerDiedError:
+        late = all(isinstance(error, ItemTimeoutError) for error in self._poison)
+        kind, advice = (ItemTimeoutError, "a longer timeout=") if late else (WorkerDiedError, "more memory")
+        return kind(
+            f"{', '.join(map(str, self._poison))}; all others are done.  It may need {advice}; "
+            f"on_error='store' or 'skip' goes on without it"
+        )
 
     def _tasks(self) -> Iterator[tuple[Task, Report]]:
         while True:
             yield from self._give_out()
             if not self._under_way:
+                self._show()
                 return
             for event in self._engine.wait(_GLANCE):
                 self._under_way -= 1
@@ -191,16 +216,17 @@ class Run:
                 f"what a worker writes to {self._delegate!r} does not arrive here: workers must reach the same place "
                 f"(a directory that is mounted there too, a server), or say shared=False"
             )
-        if self._job.probe is not None:
-            stash.delete(key)
 
     def _reported(self, task: Task, report: Report) -> Iterator[tuple[Task, Report]]:
         self._look_whether_it_arrives(report)
         replay(report.records)
         if self._job.delegate is None:
-            if report.sealed:
-                report = report._replace(pairs=pickle.loads(report.sealed), sealed=b"")
-            self._delegate.dump_many(report.pairs)
+            try:
+                pairs = pickle.loads(report.sealed) if report.sealed else report.pairs
+            except Exception as err:  # noqa: BLE001 - a class of the user: what it raises is the failure of an item
+                yield from self._stuck(task, Failure(_unreadable(err)))
+                return
+            report = self._keep_here(report._replace(pairs=pairs, sealed=b""))
         self._delegate._outdated()
         self._schedule.learn(report.done, report.seconds)
         if report.fatal is not None:
@@ -212,10 +238,11 @@ class Run:
         for place, failure in report.failures.items():
             if self._job.on_error == "raise":
                 self._error = self._error or failure
+                self.raised[self._job.work.name_of(task.items[place])] = failure
             else:
                 self._failed(task.cut(place, place + 1), failure)
         if report.done:
-            there = 0 if task.lost else report.there
+            there = 0 if task.lost else len(report.there)
             self._summary.done += report.done - there - len(report.failures)
             self._summary.there += there
             settled = {place: failure for place, failure in report.failures.items() if place < report.done}
@@ -235,6 +262,25 @@ class Run:
             for i in range(len(task.items)):
                 self._schedule.again(task.cut(i, i + 1))
 
+    def _keep_here(self, report: Report) -> Report:
+        """Keep what came back; what can't be kept is the failure of its item."""
+        delegate, failures = self._delegate, dict(report.failures)
+
+        def worth(key: str, value: Any) -> bool:
+            # Another item may have given a value of the same key, which is worth more than a failure.
+            return not isinstance(value, Failure) or isinstance(delegate.get(key, value), Failure)
+
+        try:
+            delegate.dump_many((key, value) for key, value in report.pairs if not failures or worth(key, value))
+        except InvalidKeyError:
+            for place, (key, value) in zip(report.places, report.pairs, strict=True):
+                try:
+                    if worth(key, value):
+                        delegate.dump(key, value)
+                except InvalidKeyError as err:
+                    failures[place] = Failure(err, thrower=f"key {key!r}")
+        return report._replace(failures=failures)
+
     def _failed(self, task: Task, failure: Failure) -> None:
         name = self._job.work.name_of(task.items[0])
         logger.info("%s failed: %r", name, failure)
@@ -242,7 +288,7 @@ class Run:
 
     def _lost(self, event: Event) -> Iterator[tuple[Task, Report]]:
         task, at, error = event.task, event.at, event.error
-        if at is not None and at < 0:
+        if at == IDLE:
             self._schedule.again(task)
             return
         self._summary.deaths += 1
@@ -251,32 +297,41 @@ class Run:
             self._schedule.again(task.cut(0, at)._replace(unsure=True, lost=True))
             self._schedule.again(task.cut(at + 1))
             task = task.cut(at, at + 1)
+        if not event.blames:
+            self._schedule.again(task._replace(unsure=True, lost=True))
+            return
+        # Where workers share a fate, it is known only of one that ran alone.
+        blamed = self._engine.isolates or event.task.suspect
         single = len(task.items) == 1
         name = self._job.work.name_of(task.items[0]) + ("" if single else f" or one of {len(task.items) - 1} others")
         logger.warning("a worker was lost at %s: %s", name, error)
-        if single and (isinstance(error, ItemTimeoutError) or task.deaths + 1 >= self._retries):
+        if single and blamed and (isinstance(error, ItemTimeoutError) or task.deaths + 1 >= self._retries):
             yield from self._settle_poison(task, error)
         else:
-            self._schedule.suspect(task)
+            self._schedule.suspect(task, blamed=blamed)
 
     def _settle_poison(self, task: Task, error: BaseException | None) -> Iterator[tuple[Task, Report]]:
         key = self._job.work.name_of(task.items[0])
+        poison: WorkerDiedError
         if isinstance(error, ItemTimeoutError):
-            poison: WorkerDiedError = ItemTimeoutError(f"{key!r}: {error}")
+            poison = ItemTimeoutError(f"{key!r}: {error}")
         else:
             poison = WorkerDiedError(f"{key!r} killed its worker {task.deaths + 1} times (the last time {error})")
+        poison.__cause__ = error
         if self._job.on_error == "raise":
-            self._poison.append(str(poison))
+            self._poison.append(poison)
+            self.raised[key] = Failure(poison, thrower=f"key {key!r}")
             yield task, Report(0, 0.0, {}, None, [])
             self._intake.settled(task.places)
         else:
-            poison.__cause__ = error
             yield from self._give_up(task, Failure(poison, thrower=f"key {key!r}"))
 
     def _give_up(self, task: Task, failure: Failure) -> Iterator[tuple[Task, Report]]:
         """Settle an item that is not tried again."""
         if self._job.on_error == "store":
-            self._delegate.dump(self._job.work.name_of(task.items[0]), failure)
+            key = self._job.work.name_of(task.items[0])
+            if isinstance(self._delegate.get(key, failure), Failure):
+                self._delegate.dump(key, failure)
             self._delegate._outdated()
         self._failed(task, failure)
         yield task, Report(1, 0.0, {0: failure}, None, [])

@@ -143,10 +143,19 @@ class Schedule:
         if task.items:
             self._again.append(task._replace(suspect=False))
 
-    def suspect(self, task: Task) -> None:
-        """Take back what may have killed its worker: one item once more, many of them in parts."""
+    def suspect(self, task: Task, *, blamed: bool = True) -> None:
+        """Take back what may have killed its worker: one item once more, many of them in parts.
+
+        Parameters
+        ----------
+        task :
+            The items.
+        blamed :
+            Whether nothing else can have killed it.
+        """
         if len(task.items) == 1:
-            self._suspects.append(task._replace(deaths=task.deaths + 1, unsure=True, lost=True, suspect=True))
+            deaths = task.deaths + blamed
+            self._suspects.append(task._replace(deaths=deaths, unsure=True, lost=True, suspect=True))
             return
         step = math.ceil(len(task.items) / _PARTS)
         self._suspects.extend(

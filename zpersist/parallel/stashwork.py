@@ -7,12 +7,17 @@ from threading import get_ident
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from xxhash import xxh3_64_hexdigest
+
 from zpersist.keys import check_str_key
 
 if TYPE_CHECKING:
     from zpersist.parallel.multiprocess import MultiProcessStash
 
 __all__ = ["StashWork"]
+
+#: The most characters of an item that are shown.
+_LONGEST = 150
 
 
 class StashWork:
@@ -43,7 +48,7 @@ class StashWork:
         try:
             return check_str_key(self._stash._key_of(item))
         except Exception:  # noqa: BLE001 - it is raised where the item is made; here it is only to be named
-            return ascii(item)[:200]
+            return _told(item)
 
     def __enter__(self) -> None:
         if self._stash._worker is None:
@@ -54,3 +59,12 @@ class StashWork:
     ) -> None:
         if self._stash._worker is not True:
             self._stash._worker = None
+
+
+def _told(item: object) -> str:
+    try:
+        text = " ".join(ascii(item).split())
+    except Exception:  # noqa: BLE001 - of the user
+        text = ascii(object.__repr__(item))
+    # Those that begin alike must not pass for one.
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}... {xxh3_64_hexdigest(text.encode())}"

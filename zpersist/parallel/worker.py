@@ -5,16 +5,20 @@ from __future__ import annotations
 import os
 import pickle
 import signal
+import time
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
 from zpersist.failure import Failure
-from zpersist.parallel import guard
-from zpersist.parallel.job import Job
+from zpersist.parallel import guard, line
+from zpersist.parallel.job import IDLE, READING, Job
 from zpersist.parallel.logs import captured
 
-__all__ = ["main"]
+__all__ = ["MARK", "main"]
+
+#: The numbers of a mark: what is under way, since when, and of which task, counted from 1.
+MARK = 3
 
 #: The process of the worker itself, not of its children.
 _pid = 0
@@ -44,7 +48,7 @@ def main(
         if max_memory is not None:
             guard.limit_memory(max_memory)
         job = _arrived(job)
-        job.mark = memoryview(slots).cast("B").cast("d")[2 * slot : 2 * slot + 2]
+        job.mark = memoryview(slots).cast("B").cast("d")[MARK * slot : MARK * (slot + 1)]
         _serve(job, pipe, level)
 
 
@@ -64,13 +68,29 @@ def _stop(number: int, frame: object) -> None:
 
 
 def _serve(job: Job, pipe: Connection, level: int) -> None:
+    fd, mark = pipe.fileno(), job.mark
+
+    def begun() -> None:
+        mark[1] = time.monotonic()
+        mark[0] = READING
+        # Last: what the mark says is of this task.
+        mark[2] += 1
+
     with captured(level) as records:
         try:
             job.begin()
         except Exception as err:  # noqa: BLE001 - the parent is to raise it
-            pipe.send_bytes(pickle.dumps(Failure(err), 5))
+            line.send(fd, pickle.dumps(Failure(err), 5))
             return
-        while message := pipe.recv_bytes():
-            report = job.do_sent(memoryview(message)[1:], bool(message[0]))
-            pipe.send_bytes(pickle.dumps(report._replace(records=records), 5))
+        while True:
+            try:
+                message = line.receive(fd, begun)
+            except MemoryError as err:
+                report = job.unreadable(err)
+            else:
+                if not message:
+                    return
+                report = job.do_sent(memoryview(message)[1:], bool(message[0]))
+            line.send(fd, pickle.dumps(report._replace(records=records), 5))
+            mark[0] = IDLE
             records.clear()
