@@ -103,11 +103,9 @@ if TYPE_CHECKING:
     from zpersist.parallel.fill import fill as fill
     from zpersist.parallel.multiprocess import MultiProcessStash as MultiProcessStash
     from zpersist.parallel.run import Summary as Summary
+    from zpersist.readonly import ReadOnlyStash as ReadOnlyStash
     from zpersist.stash import (
         CloseableStash as CloseableStash,
-    )
-    from zpersist.stash import (
-        ReadOnlyStash as ReadOnlyStash,
     )
     from zpersist.stash import (
         Stash as Stash,
@@ -302,7 +300,8 @@ _HOMES = {
     "parallel.fill": "fill",
     "parallel.multiprocess": "MultiProcessStash",
     "parallel.run": "Summary",
-    "stash": "CloseableStash ReadOnlyStash Stash",
+    "readonly": "ReadOnlyStash",
+    "stash": "CloseableStash Stash",
     "stores.composite": "DirectoryCompositeStash",
     "stores.directory": "DirectoryStash",
     "stores.increment": "IncrementKeyDirectoryStash",

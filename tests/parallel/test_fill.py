@@ -690,7 +690,7 @@ def test_a_pool_of_threads(elsewhere, caplog):
         ({"timeout": 0}, "timeout must be a number of seconds above 0 or None, not 0"),
         ({"timeout": "1"}, "timeout must be"),
         ({"max_tasks_per_worker": 0}, "max_tasks_per_worker must be a whole number of at least 1, not 0"),
-        ({"max_memory": 1}, "max_memory must be a number of bytes of at least 64 MiB"),
+        ({"max_memory": 1}, "max_memory must be a whole number of bytes, at least 64 MiB"),
         ({"threads": -1}, "threads must be a whole number of at least 0, not -1"),
         ({"initializer": 3}, "initializer must be a function or None, not 3"),
         ({"executor": 3}, "executor must be a concurrent.futures.Executor, or a function that makes one, not 3"),

@@ -105,6 +105,11 @@ def _loads_all(data: bytes | bytearray | memoryview) -> Any:
 
 def _encode_error(value: object, err: Exception) -> EncodeError:
     local = "local" in str(err) or "lambda" in str(err) or callable(value)
+    if "__main__" in str(err):
+        return EncodeError(
+            f"a {type(value).__qualname__} can't be pickled ({type(err).__name__}: {err}); define its class in a "
+            f"module that others can import, not in the script"
+        )
     kinds = "functions, lambdas and local classes can be kept by" if local else "leave it out, or try"
     return EncodeError(
         f"a {type(value).__qualname__} can't be pickled ({type(err).__name__}: {err}); {kinds} codec=DillCodec()"

@@ -19,7 +19,6 @@ from zpersist.parallel.multiprocess import MultiProcessStash
 from zpersist.parallel.options import check_workers
 from zpersist.stash import MISSING, Stash
 from zpersist.wrappers.delegate import check_stash
-from zpersist.wrappers.prime import companion_of
 
 __all__ = ["KeyedStash", "MultiProcessDefaultStash", "MultiProcessFactoryStash", "MultiProcessRobustStash"]
 
@@ -77,8 +76,9 @@ class KeyedStash(MultiProcessDefaultStash[V]):
         if self._retried or not self.retry_failed:
             return ()
         self._retried = True
-        failed = [name for name in companion_of(self.delegate, "failures").keys() if self._can_make(name)]
-        self._forget(failed)
+        notes = self._notes()
+        failed = [name for name in notes.names() if self._can_make(name)]
+        notes.forget(failed)
         return failed
 
     def _can_make(self, name: str) -> bool:
@@ -225,6 +225,6 @@ class MultiProcessRobustStash(MultiProcessFactoryStash[V]):
     def reprocess_failures(self) -> set[str]:
         """Try all failed items again, and return their keys."""
         failed = {name for name, _ in self.iterfails()}
-        self._forget(failed)
+        self._notes().forget(failed)
         self.invalidate()
         return failed

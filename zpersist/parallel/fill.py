@@ -13,7 +13,8 @@ from zpersist.parallel.factory import KeyedStash
 from zpersist.parallel.job import NoKeyError
 from zpersist.parallel.options import check_workers
 from zpersist.parallel.run import Summary
-from zpersist.stash import ReadOnlyStash, Stash
+from zpersist.readonly import ReadOnlyStash
+from zpersist.stash import Stash
 
 __all__ = ["fill"]
 

@@ -7,7 +7,7 @@ import math
 import os
 import threading
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sized
+from collections.abc import Callable, Generator, Iterable, Iterator, Sized
 from concurrent.futures import Executor
 from contextlib import closing, contextmanager
 from threading import get_ident
@@ -25,6 +25,7 @@ from zpersist.parallel.guard import available_cores, in_worker, refuse_in_import
 from zpersist.parallel.intake import InputOrder, Intake, Known, stretches
 from zpersist.parallel.job import Job, OnError, Report, check_on_error
 from zpersist.parallel.known import Journal
+from zpersist.parallel.notes import FailureNotes
 from zpersist.parallel.options import (
     check_callable,
     check_count,
@@ -41,7 +42,7 @@ from zpersist.parallel.stream import Stream
 from zpersist.progress import Progress
 from zpersist.stash import MISSING, Stash, native
 from zpersist.wrappers.factory import check_keeps
-from zpersist.wrappers.prime import Completion, PrimablePreemptiveStash, companion_of
+from zpersist.wrappers.prime import Completion, PrimablePreemptiveStash
 
 __all__ = ["MultiProcessStash"]
 
@@ -57,9 +58,9 @@ Order = Literal["stored", "completed", "input"]
 
 
 @contextmanager
-def _interruptible() -> Iterator[None]:
+def _interruptible(what: str) -> Iterator[None]:
     """Have an interrupt say how to go on."""
-    note = "what was finished is kept: the next run goes on from there"
+    note = f"{what} that were finished are kept: the next run goes on from there"
     try:
         yield
     except KeyboardInterrupt as err:
@@ -197,7 +198,7 @@ class MultiProcessStash(PrimablePreemptiveStash[V]):
             return
         super().prime()
         if not self.has_data:
-            with _interruptible():
+            with _interruptible("items" if self._divisible else "chunks"):
                 for _ in self._filling():
                     pass
 
@@ -220,7 +221,7 @@ class MultiProcessStash(PrimablePreemptiveStash[V]):
                 self._filler = thread = get_ident()
                 _filling_threads.append(thread)
                 try:
-                    with _interruptible():
+                    with _interruptible("items" if self._divisible else "chunks"):
                         yield from self._fill(claims, wants_keys, order)
                 finally:
                     self._filler = None
@@ -282,18 +283,18 @@ class MultiProcessStash(PrimablePreemptiveStash[V]):
         intake = Intake(data, known, claims, passed=passed, limit=order.limit if order is not None else None)
         schedule = Schedule(intake, workers=workers, total=total, size=size)
         shared = self.delegate.shared
-        failures = companion_of(self.delegate, "failures")
+        notes = self._notes()
         job = Job(
             StashWork(self),
             self.delegate if shared else None,
             self.on_error,
-            failures=failures if shared and failures.shared else None,
+            failures=notes.stash if shared and notes.stash.shared else None,
             # Where workers may be far away, they write something before they begin.
             probe=(self._beside(), f"probe-{uuid4().hex}") if shared and self.executor is not None else None,
             wants_keys=wants_keys,
             timed=self.timeout is not None,
         )
-        failed_before, name_of = set(failures.keys()), job.work.name_of
+        failed_before, name_of = notes.names(), job.work.name_of
         with Progress(self.progress, self._label, total) as progress:
             engine = self._engine(job, workers)
             run = Run(
@@ -301,32 +302,16 @@ class MultiProcessStash(PrimablePreemptiveStash[V]):
             )
             try:
                 for task, report in run:
-                    failures.dump_many(
-                        (name_of(task.items[place]), failure) for place, failure in report.failures.items()
-                    )
-                    if task.lost:
-                        self._settle_lost(task, report)
-                    noted = set(failures.keys()) if intake.in_company else failed_before
-                    if noted:
-                        unmade = {*report.there, *report.failures}
-                        items = enumerate(task.items[: report.done])
-                        self._forget(noted.intersection(name_of(item) for place, item in items if place not in unmade))
+                    failed = notes.settle(task, report, name_of, notes.names() if intake.in_company else failed_before)
+                    summary.failures.update(failed)
+                    summary.done -= len(failed)
                     yield task, report
             finally:
-                failures.dump_many(run.raised)
+                notes.note(run.raised)
         logger.info("%s: %s", self._label, summary)
 
-    def _settle_lost(self, task: Task, report: Report) -> None:
-        # A worker may have noted a failure before it was lost: it is one still, or was mended.
-        failures = companion_of(self.delegate, "failures")
-        for place in range(report.done):
-            name = StashWork(self).name_of(task.items[place])
-            failure = None if place in report.failures else failures.get(name)
-            if failure is not None and isinstance(self.delegate.get(name), Failure):
-                self.summary.failures[name] = failure
-                self.summary.done -= 1
-            elif failure is not None:
-                failures.delete(name)
+    def _notes(self) -> FailureNotes:
+        return FailureNotes(self.delegate, keyed=self._divisible)
 
     def _beside(self) -> Stash[Any]:
         try:
@@ -367,11 +352,7 @@ class MultiProcessStash(PrimablePreemptiveStash[V]):
 
     def failures(self) -> dict[str, Failure]:
         """Return what failed in the last runs and has not been made since, by key; nothing is tried for that."""
-        noted = companion_of(self.delegate, "failures").items()
-        if not self._divisible:
-            return dict(noted)
-        # Another program may have made it since.
-        return {name: failure for name, failure in noted if isinstance(self.delegate.get(name, failure), Failure)}
+        return self._notes().failures()
 
     def retry_failures(self) -> set[str]:
         """Try again what failed, and make what else is missing.
@@ -381,19 +362,12 @@ class MultiProcessStash(PrimablePreemptiveStash[V]):
         set
             The keys that were tried, whether they failed again or not.
         """
-        failed = set(companion_of(self.delegate, "failures").keys())
-        self._forget(failed)
+        notes = self._notes()
+        failed = notes.names()
+        notes.forget(failed)
         self._reset_has_data()
         self.prime()
         return failed
-
-    def _forget(self, failed: Collection[str]) -> None:
-        """Have what failed be made by the next run."""
-        # The notes first: what another program notes meanwhile stays.
-        companion_of(self.delegate, "failures").delete_many(failed)
-        for key in failed:
-            if isinstance(self.delegate.get(key), Failure):
-                self.delegate.delete(key)
 
     # reading while it is filled
 

@@ -52,11 +52,14 @@ def check_executor(stash: object, attribute: Any, value: object) -> None:
     """Raise unless ``value`` is ``None``, an executor, or a function that may make one."""
     if value is not None and not isinstance(value, Executor) and (isinstance(value, type) or not callable(value)):
         raise InvalidArgumentError(
-            f"executor must be a concurrent.futures.Executor, or a function that makes one, not {value!r}"
+            f"executor must be a concurrent.futures.Executor, or a function that makes one, not {value!r}; such as "
+            f"executor=lambda: ProcessPoolExecutor(2), or client.get_executor(pure=False) of Dask"
         )
 
 
 def check_memory(stash: object, attribute: Any, size: object) -> None:
     """Raise unless ``size`` is ``None`` or a number of bytes that a process can live with."""
     if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1 << 26):
-        raise InvalidArgumentError(f"max_memory must be a number of bytes of at least 64 MiB ({1 << 26}), not {size!r}")
+        raise InvalidArgumentError(
+            f"max_memory must be a whole number of bytes, at least 64 MiB ({1 << 26}), not {size!r}"
+        )

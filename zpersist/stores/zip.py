@@ -15,7 +15,8 @@ from zpersist.errors import CorruptValueError, DecodeError, InvalidArgumentError
 from zpersist.files.atomic import storage_error
 from zpersist.files.paths import as_path
 from zpersist.forklock import ForkLock
-from zpersist.stash import MISSING, CloseableStash, Missing, ReadOnlyStash
+from zpersist.readonly import ReadOnlyStash
+from zpersist.stash import MISSING, CloseableStash, Missing
 
 __all__ = ["ZipStash"]
 

@@ -10,7 +10,8 @@ from attrs import define, field
 
 from zpersist.damage import Damage, Repair
 from zpersist.errors import InvalidDelegateError
-from zpersist.stash import CloseableStash, Missing, ReadOnlyStash, Stash, native
+from zpersist.readonly import ReadOnlyStash
+from zpersist.stash import CloseableStash, Missing, Stash, native
 from zpersist.stores.noop import NoopStash
 
 if TYPE_CHECKING:

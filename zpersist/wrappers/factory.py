@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 from attrs import define, field
 
 from zpersist.errors import InvalidDelegateError, UnsupportedOperationError
-from zpersist.stash import MISSING, Missing, ReadOnlyStash, Stash, native
+from zpersist.readonly import ReadOnlyStash
+from zpersist.stash import MISSING, Missing, Stash, native
 from zpersist.wrappers.delegate import check_stash
 from zpersist.wrappers.prime import PreemptiveStash
 

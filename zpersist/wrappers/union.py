@@ -10,7 +10,8 @@ from attrs import define, field
 
 from zpersist.damage import Damage, Repair, check_repair
 from zpersist.errors import InvalidDelegateError
-from zpersist.stash import MISSING, CloseableStash, Missing, ReadOnlyStash, Stash
+from zpersist.readonly import ReadOnlyStash
+from zpersist.stash import MISSING, CloseableStash, Missing, Stash
 from zpersist.wrappers.delegate import check_stash
 
 __all__ = ["UnionStash"]
