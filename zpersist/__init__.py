@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from zpersist.chunking import chunks as chunks
     from zpersist.codecs.base import Codec as Codec
     from zpersist.codecs.dill import DillCodec as DillCodec
+    from zpersist.codecs.json import JsonCodec as JsonCodec
+    from zpersist.codecs.msgpack import MsgpackCodec as MsgpackCodec
     from zpersist.codecs.pickle import PickleCodec as PickleCodec
+    from zpersist.codecs.restricted import RestrictedPickleCodec as RestrictedPickleCodec
     from zpersist.errors import (
         CodecError as CodecError,
     )
@@ -217,11 +220,13 @@ __all__ = [
     "InvalidDelegateError",
     "InvalidKeyError",
     "ItemTimeoutError",
+    "JsonCodec",
     "KeyLimitStash",
     "KeySubsetStash",
     "LRUCacheStash",
     "MissingDataKeysError",
     "MissingKeyError",
+    "MsgpackCodec",
     "MultiProcessDefaultStash",
     "MultiProcessFactoryStash",
     "MultiProcessRobustStash",
@@ -245,6 +250,7 @@ __all__ = [
     "ReadOnlyDelegateStash",
     "ReadOnlyError",
     "ReadOnlyStash",
+    "RestrictedPickleCodec",
     "ShelveStash",
     "SortedStash",
     "SqliteStash",
@@ -276,7 +282,10 @@ _HOMES = {
     "chunking": "chunks",
     "codecs.base": "Codec",
     "codecs.dill": "DillCodec",
+    "codecs.json": "JsonCodec",
+    "codecs.msgpack": "MsgpackCodec",
     "codecs.pickle": "PickleCodec",
+    "codecs.restricted": "RestrictedPickleCodec",
     "errors": (
         "CodecError CodecMismatchError CorruptValueError DeallocatedError DecodeError EncodeError "
         "FormatVersionError InvalidArgumentError InvalidDelegateError InvalidKeyError ItemTimeoutError "
