@@ -50,7 +50,7 @@ def take_apart(value: object) -> tuple[Any, ...] | None:
         order: Literal["C", "F"] = "F" if value.flags.f_contiguous and not value.flags.c_contiguous else "C"
         flat = np.require(value, requirements=order)
         # As bytes, for not every type of NumPy's has a buffer.
-        data = flat.reshape(-1, order=order).view(np.uint8)
+        data: Any = flat.reshape(-1, order=order).view(np.uint8)
         return make_array, (PickleBuffer(data), text, value.shape, order)
     if isinstance(value, np.generic) and type(value).__module__ == "numpy":
         return make_scalar, (value.tobytes(), _name(value.dtype))

@@ -218,7 +218,8 @@ class PlainCodec(Codec):
     def _writer(self, kind: Kind) -> Callable[[Any, int], Any]:
         def write(value: Any, depth: int) -> dict[str, Any]:
             try:
-                return {kind.tag: self._write(kind.apart(value), depth)}
+                # What these are made of lies a few containers deep at most, and is not counted.
+                return {kind.tag: self._write(kind.apart(value), 0)}
             except ValueError as err:
                 raise self._refused(value, err) from None
             except Refused as err:

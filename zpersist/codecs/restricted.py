@@ -115,7 +115,7 @@ class _Pickler(pickle.Pickler):
             by_table = copyreg.dispatch_table.get(kind)
             reduced = obj.__reduce_ex__(5) if by_table is None else by_table(obj)
         if isinstance(reduced, str):
-            self._check(obj, (pickle.whichmodule(obj, reduced), reduced))
+            self._check(obj, (pickle.whichmodule(obj, reduced), reduced))  # type: ignore[attr-defined]
         return reduced
 
     def _check(self, thing: Any, name: Name) -> None:
