@@ -395,7 +395,6 @@ def test_large_arrays_are_mapped(tmp_path):
         np.array,
         np.add,
     ],
-    ids=repr,
 )
 def test_arrays_of_other_things_are_refused(value):
     with pytest.raises(EncodeError):
