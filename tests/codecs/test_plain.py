@@ -482,7 +482,9 @@ def test_the_error_says_where_and_what_to_do(codec):
 
     assert said({"a": [0, 1, 2, Point(print)]}).startswith("value['a'][3].x is a builtin_function_or_method, which ")
     assert said({1: {print: 1}}).startswith("value[1][a builtin_function_or_method] (the key) is a builtin")
-    assert said([{(1, print): 1}]).startswith("value[0][(1, <built-in function print>)] (the key)[1] is a")
+    assert said([{(1, print): 1}]).startswith("value[0][a tuple] (the key)[1] is a")
+    assert said({10**5000: print}).startswith("value[a int] is a")
+    assert said({"x" * 100_000: print}).startswith(f"value['{'x' * 40}'…] is a")
     assert said({print}).startswith("value{…} is a builtin")
     assert said([datetime(2024, 1, 1, tzinfo=Zone())]).startswith("value[0].tzinfo is a Zone")
     assert "make a dict of it" in said([OrderedDict()])

@@ -67,8 +67,13 @@ def _as_types(types: Iterable[type]) -> tuple[type, ...]:
     return tuple(types)
 
 
-def _is_text(key: object) -> bool:
-    return type(key) is str and (key.isascii() or not _SURROGATE(key))
+def _shown(key: object) -> str:
+    """Return a key as it is shown in errors: short, and without a call of anybody's code."""
+    if isinstance(key, str) and type(key) is str:
+        return repr(key) if len(key) <= 40 else f"{key[:40]!r}…"
+    if isinstance(key, int) and type(key) is int and key.bit_length() <= 64:
+        return repr(key)
+    return f"a {type(key).__qualname__}"
 
 
 @define(slots=False, eq=False)
@@ -189,7 +194,9 @@ class PlainCodec(Codec):
 
     def _write_dict(self, value: dict[Any, Any], depth: int) -> dict[str, Any]:
         items = list(value.items())
-        plain = all(_is_text(key) for key, _ in items) and not (len(items) == 1 and items[0][0][:1] == "$")
+        keys = [key for key, _ in items]
+        plain = set(map(type, keys)) <= {str} and (all(map(str.isascii, keys)) or not any(map(_SURROGATE, keys)))
+        plain = plain and not (len(keys) == 1 and keys[0][:1] == "$")
         if not plain:
             self._check_hashes(value)
         tree: list[Any] = []
@@ -198,7 +205,7 @@ class PlainCodec(Codec):
             for key, item in items:
                 tree.append((key if plain else self._write_key(key, depth + 1), self._write(item, depth + 1)))
         except Refused as err:
-            err.inside(value, f"[{key!r}]" if type(key) in _KEPT else f"[a {type(key).__qualname__}]")
+            err.inside(value, f"[{_shown(key)}]")
             raise
         return dict(tree) if plain else {"$dict": [list(pair) for pair in tree]}
 
