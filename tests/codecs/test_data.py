@@ -893,7 +893,7 @@ def test_lists_that_lie_about_their_length_take_no_memory(reader, raised):
 
 WATCHED = """
 import sys
-from tests.codecs.test_plain import *
+from tests.codecs.test_data import *
 from zpersist import DecodeError, DirectoryStash
 texts = [(codec, codec.dumps(value)) for codec in CODECS for value in SAMPLES]
 texts += [(codec, for_codec(codec, tree)) for codec in CODECS for tree in WRONG_FIELDS]
