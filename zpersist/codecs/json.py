@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from math import isfinite
-from typing import Any, ClassVar
+from typing import Any
 
 from attrs import define
 
@@ -77,7 +77,7 @@ class JsonCodec(PlainCodec):
     True
     """
 
-    id: ClassVar[str] = "json"
+    id = "json"
     _binary = False
 
     def _to_bytes(self, tree: Any) -> bytes:

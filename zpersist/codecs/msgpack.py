@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from attrs import define
 
@@ -60,7 +60,7 @@ class MsgpackCodec(PlainCodec):
     True
     """
 
-    id: ClassVar[str] = "msgpack"
+    id = "msgpack"
     _binary = True
 
     def __attrs_post_init__(self) -> None:

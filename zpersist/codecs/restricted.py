@@ -9,7 +9,7 @@ import pickletools
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import BuiltinFunctionType, FunctionType, ModuleType
-from typing import Any, ClassVar
+from typing import Any
 
 from attrs import define, field
 
@@ -190,7 +190,7 @@ class RestrictedPickleCodec(Codec):
     zpersist.errors.EncodeError: the value needs posix.system, which is not allowed: ...
     """
 
-    id: ClassVar[str] = "restricted-pickle"
+    id = "restricted-pickle"
 
     allowed: tuple[Any, ...] = field(default=(), converter=_as_allowed, validator=_check_allowed)
     numpy: bool = field(default=False, kw_only=True)
