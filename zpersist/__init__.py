@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from zpersist.codecs.compressed import CompressedCodec as CompressedCodec
     from zpersist.codecs.dill import DillCodec as DillCodec
     from zpersist.codecs.encrypted import EncryptedCodec as EncryptedCodec
+    from zpersist.codecs.json import JsonCodec as JsonCodec
+    from zpersist.codecs.msgpack import MsgpackCodec as MsgpackCodec
     from zpersist.codecs.pickle import PickleCodec as PickleCodec
+    from zpersist.codecs.restricted import RestrictedPickleCodec as RestrictedPickleCodec
     from zpersist.codecs.signed import SignedCodec as SignedCodec
     from zpersist.errors import (
         CodecError as CodecError,
@@ -223,11 +226,13 @@ __all__ = [
     "InvalidDelegateError",
     "InvalidKeyError",
     "ItemTimeoutError",
+    "JsonCodec",
     "KeyLimitStash",
     "KeySubsetStash",
     "LRUCacheStash",
     "MissingDataKeysError",
     "MissingKeyError",
+    "MsgpackCodec",
     "MultiProcessDefaultStash",
     "MultiProcessFactoryStash",
     "MultiProcessRobustStash",
@@ -251,6 +256,7 @@ __all__ = [
     "ReadOnlyDelegateStash",
     "ReadOnlyError",
     "ReadOnlyStash",
+    "RestrictedPickleCodec",
     "SealError",
     "ShelveStash",
     "SignedCodec",
@@ -286,7 +292,10 @@ _HOMES = {
     "codecs.compressed": "CompressedCodec",
     "codecs.dill": "DillCodec",
     "codecs.encrypted": "EncryptedCodec",
+    "codecs.json": "JsonCodec",
+    "codecs.msgpack": "MsgpackCodec",
     "codecs.pickle": "PickleCodec",
+    "codecs.restricted": "RestrictedPickleCodec",
     "codecs.signed": "SignedCodec",
     "errors": (
         "CodecError CodecMismatchError CorruptValueError DeallocatedError DecodeError EncodeError "

@@ -65,7 +65,7 @@ from pathlib import Path
 from zpersist import CompressedCodec, DecodeError
 
 def most():
-    """Return the most memory this program has had, in KiB; that of the resource module includes its parent's."""
+    # In KiB; what the resource module says includes the parent's.
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(status["VmHWM"].split()[0])
 

@@ -23,6 +23,8 @@ __all__ = ["as_codec", "named_codec"]
 _GROUP = "zpersist.codecs"
 _OURS = {
     "dill": ("dill", "DillCodec"),
+    "json": ("json", "JsonCodec"),
+    "msgpack": ("msgpack", "MsgpackCodec"),
     "pickle": ("pickle", "PickleCodec"),
 }
 
@@ -33,7 +35,7 @@ def named_codec(name: str) -> Codec:
     Parameters
     ----------
     name :
-        One of ours (``"pickle"``, ``"dill"``), or one that an installed package registers.
+        One of ours (``"pickle"``, ``"dill"``, ``"json"``, ``"msgpack"``), or one that an installed package registers.
 
     Raises
     ------

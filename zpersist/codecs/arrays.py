@@ -1,0 +1,94 @@
+"""NumPy arrays in pickles whose loading is restricted: by their bytes, and with a check of what these are said to be.
+
+NumPy's own way of pickling can't be had for this: what it calls takes any description of a type on trust, also one
+that makes addresses of bytes.
+"""
+
+from __future__ import annotations
+
+import re
+from pickle import PickleBuffer
+from typing import Any, Literal
+
+try:
+    import numpy as np
+except ImportError as err:
+    raise ImportError("RestrictedPickleCodec(numpy=True) needs NumPy: pip install 'zpersist[numpy]'") from err
+
+__all__ = ["make_array", "make_scalar", "take_apart"]
+
+# Numbers, truth, bytes, text, times: no objects, no structures.
+_DTYPE = re.compile(r"[<>|=](?:[?biufcSUV][0-9]{1,9}|[mM]8(?:\[[0-9]{0,9}[a-zA-Z]{1,8}(?:/[0-9]{1,9})?\])?)")
+
+
+def _dtype(text: object) -> Any:
+    if type(text) is not str or not _DTYPE.fullmatch(text):
+        raise ValueError(f"{text!r} is no type of an array that can be kept")
+    dtype = np.dtype(text)
+    if dtype.hasobject or dtype.fields is not None or not dtype.itemsize or dtype.str != text:
+        raise ValueError(f"{text!r} is no type of an array that can be kept")
+    return dtype
+
+
+def _name(dtype: Any) -> str:
+    text: str = dtype.str
+    if dtype.fields is not None or dtype.subdtype is not None or dtype.metadata or _dtype(text) != dtype:
+        raise ValueError(f"arrays of {dtype} can't be kept, but those of numbers, truth, bytes, text and times")
+    return text
+
+
+def take_apart(value: object) -> tuple[Any, ...] | None:
+    """Return how an array or a NumPy scalar is pickled; ``None`` if it is neither.
+
+    Raises
+    ------
+    ValueError
+        It holds objects, structures, or what else is more than numbers, truth, bytes, text and times.
+    """
+    if type(value) is np.ndarray:
+        text = _name(value.dtype)
+        order: Literal["C", "F"] = "F" if value.flags.f_contiguous and not value.flags.c_contiguous else "C"
+        flat = np.require(value, requirements=order)
+        # As bytes, for not every type of NumPy's has a buffer.
+        data: Any = flat.reshape(-1, order=order).view(np.uint8)
+        return make_array, (PickleBuffer(data), text, value.shape, order)
+    if isinstance(value, np.generic) and type(value).__module__ == "numpy":
+        return make_scalar, (value.tobytes(), _name(value.dtype))
+    return None
+
+
+def make_array(data: Any, text: str, shape: tuple[int, ...], order: Literal["C", "F"]) -> Any:
+    """Return an array over the bytes.
+
+    Parameters
+    ----------
+    data :
+        The bytes; the array can be written to if these can.
+    text :
+        The type of the items, as NumPy writes it.
+    shape :
+        The lengths of its axes.
+    order :
+        ``"C"`` or ``"F"``.
+
+    Raises
+    ------
+    ValueError
+        These don't fit together.
+    """
+    dtype = _dtype(text)
+    if type(shape) is not tuple or any(type(length) is not int or length < 0 for length in shape):
+        raise ValueError(f"{shape!r} is no shape")
+    if order not in ("C", "F"):
+        raise ValueError(f"{order!r} is no order")
+    with memoryview(data) as view:
+        count, rest = divmod(view.nbytes, dtype.itemsize)
+    if rest:
+        raise ValueError("the bytes are no whole number of items")
+    flat = np.frombuffer(data, dtype) if count else np.empty(0, dtype)
+    return flat.reshape(shape, order=order)
+
+
+def make_scalar(data: Any, text: str) -> Any:
+    """Return the NumPy scalar of the bytes."""
+    return make_array(data, text, (), "C")[()]
