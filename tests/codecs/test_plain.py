@@ -131,7 +131,7 @@ def test_a_codec_of_ours_by_name(tmp_path):
 def test_a_name_that_is_no_codec(tmp_path, registered):
     with pytest.raises(
         InvalidArgumentError,
-        match="there is no codec 'jsn', but dill, json, msgpack, nothing, pickle, shouting; is its",
+        match="no codec 'jsn', but dill, json, msgpack, nothing, pickle, shouting; is its",
     ):
         DirectoryStash(tmp_path, codec="jsn")
     with pytest.raises(InvalidArgumentError, match="what is registered as the codec 'nothing' makes {}, which is none"):
