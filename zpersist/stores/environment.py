@@ -1,0 +1,347 @@
+"""One LMDB environment a file and process: shared by all stashes, grown when it is full, closed for a fork.
+
+LMDB forbids to open a file twice in one process, and to use in a child what its parent has opened: closing it there
+takes away the slots of the parent's readers (http://www.lmdb.tech/doc/, "Caveats").
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import threading
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Protocol
+from weakref import WeakSet, WeakValueDictionary
+
+try:
+    import lmdb
+except ImportError as err:
+    raise ImportError("LmdbStash needs lmdb: pip install 'zpersist[lmdb]'") from err
+
+from zpersist.errors import CorruptValueError, OutcomeUnknownError, StorageError, ZPersistError
+from zpersist.files.atomic import close_quietly, make_directory, storage_error
+from zpersist.forklock import ForkLock
+
+if TYPE_CHECKING:
+    from lmdb import Transaction
+
+__all__ = ["MAX_DATABASES", "MAX_READERS", "Environment", "User"]
+
+#: Processes that read at the same moment; a process takes one slot, whatever its threads do.
+MAX_READERS = 510
+#: A stash takes two, and two more for each kind of bookkeeping about it.
+MAX_DATABASES = 256
+
+# The lock file: two headers of 64 bytes for the two locks, one for the format, and 64 bytes a reader (mdb.c).
+_LOCK_FILE_SIZE = 64 * (MAX_READERS + 2)
+
+_DAMAGED = (
+    lmdb.CorruptedError,
+    lmdb.InvalidError,
+    lmdb.VersionMismatchError,
+    lmdb.PageNotFoundError,
+    lmdb.IncompatibleError,
+    lmdb.BadDbiError,
+)
+
+_ERRNO = {
+    lmdb.ReadersFullError: errno.EAGAIN,
+    lmdb.DbsFullError: errno.EMFILE,
+    lmdb.TxnFullError: errno.EFBIG,
+    lmdb.BadValsizeError: errno.EFBIG,
+    lmdb.MapFullError: errno.ENOMEM,
+}
+
+_guard = ForkLock()
+_environments: WeakValueDictionary[str, Environment] = WeakValueDictionary()
+_held: list[Environment] = []
+
+
+def _before_fork() -> None:
+    # So that there is nothing to inherit.  It waits for the transactions of other threads.
+    while not _hold_all():
+        # No lock is held while another one is waited for: a thread may hold that one, and want one of ours.
+        time.sleep(0.001)
+    for environment in _held:
+        environment.close()
+
+
+def _hold_all() -> bool:
+    for environment in tuple(_environments.values()):
+        if not environment.try_hold():
+            _after_fork_in_parent()
+            return False
+        _held.append(environment)
+    return True
+
+
+def _after_fork_in_parent() -> None:
+    while _held:
+        _held.pop().let_go()
+
+
+def _after_fork_in_child() -> None:
+    _held.clear()
+    for environment in tuple(_environments.values()):
+        # The inherited locks may be held by a thread that does not exist in the child.
+        environment.renew_locks()
+
+
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
+
+
+class User(Protocol):
+    """What uses an environment, and holds handles that end with it."""
+
+    def forget(self) -> None:
+        """Let the handles go: the environment is closed."""
+
+    def __hash__(self) -> int: ...
+
+
+class Environment:
+    """The environment of a file, open as long as somebody uses it; made by :meth:`of`.
+
+    Attributes
+    ----------
+    reading :
+        To be held during each transaction that reads, so that there is none when the map is exchanged.
+    writing :
+        To be held during each transaction that writes; who wants both takes this one first.
+    """
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self._users: WeakSet[User] = WeakSet()
+        self._lmdb: lmdb.Environment | None = None
+        self._identity: tuple[int, int] | None = None
+        self.renew_locks()
+
+    @classmethod
+    def of(cls, file: str) -> Environment:
+        """Return the one environment of this process for a file, by whatever links its path goes."""
+        file = os.path.realpath(file)
+        with _guard:
+            found = _environments.get(file)
+            if found is None:
+                found = _environments[file] = cls(file)
+            return found
+
+    # the locks
+
+    def renew_locks(self) -> None:
+        """Make new locks, that nobody holds."""
+        self.reading = threading.RLock()
+        self.writing = threading.RLock()
+
+    def try_hold(self) -> bool:
+        """Take both locks if both are free at this moment."""
+        if not self.writing.acquire(blocking=False):
+            return False
+        if not self.reading.acquire(blocking=False):
+            self.writing.release()
+            return False
+        return True
+
+    def let_go(self) -> None:
+        """Give both locks back."""
+        self.reading.release()
+        self.writing.release()
+
+    # open and closed
+
+    def join(self, user: User, map_size: int) -> lmdb.Environment:
+        """Return the open environment, and tell the user when it is closed; with both locks held."""
+        if self._lmdb is not None and self._identity != _identity_of(self.file):
+            # Somebody has put another file in its place, or deleted it.
+            self.close()
+        if self._lmdb is None:
+            self._lmdb = self._open(map_size)
+            self._identity = _identity_of(self.file)
+        self._users.add(user)
+        return self._lmdb
+
+    def leave(self, user: User, *, wait: bool = True) -> None:
+        """Close the environment if nobody else uses it; without ``wait`` only if no other thread is at it."""
+        if wait:
+            with self.writing, self.reading:
+                self._leave(user)
+        elif self.try_hold():
+            try:
+                self._leave(user)
+            finally:
+                self.let_go()
+        else:
+            self._users.discard(user)
+
+    def _leave(self, user: User) -> None:
+        user.forget()
+        self._users.discard(user)
+        if not self._users:
+            self.close()
+
+    def close(self) -> None:
+        """Close it for all, with both locks held; the next use opens it again."""
+        for user in tuple(self._users):
+            user.forget()
+        self._users.clear()
+        if self._lmdb is not None:
+            self._lmdb.close()
+            self._lmdb = None
+
+    def _open(self, map_size: int) -> lmdb.Environment:
+        make_directory(os.path.dirname(self.file))
+        self._make()
+        opened = lmdb.open(
+            self.file,
+            map_size=map_size,
+            subdir=False,
+            # The pages are on the disk before the page that refers to them is written, and that one with the next
+            # transaction: so whatever arrives is whole.
+            metasync=False,
+            mode=0o600,
+            max_readers=MAX_READERS,
+            max_dbs=MAX_DATABASES,
+            # One reader at a time, by the lock: its slot is kept for the next one.
+            max_spare_txns=1,
+        )
+        try:
+            opened.reader_check()
+            self._check_length(opened)
+        except BaseException:
+            opened.close()
+            raise
+        return opened
+
+    def _make(self) -> None:
+        try:
+            with suppress(FileExistsError):
+                os.mknod(self.file, 0o600 | stat.S_IFREG)
+            if os.path.isdir(self.file):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            if not os.access(self.file, os.R_OK | os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            self._make_lock_file()
+        except OSError as err:
+            raise storage_error(err, "can not open the database", self.file) from err
+
+    def _make_lock_file(self) -> None:
+        # LMDB maps it, and a map for which the disk has no room kills the process that writes to it.  It may be opened
+        # here for only as long as LMDB has not: closing it drops LMDB's locks of this process.
+        fd = os.open(f"{self.file}-lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            if os.fstat(fd).st_blocks * 512 < _LOCK_FILE_SIZE:
+                os.posix_fallocate(fd, 0, _LOCK_FILE_SIZE)
+        finally:
+            close_quietly(fd)
+
+    def _check_length(self, opened: lmdb.Environment) -> None:
+        # A page that is mapped and beyond the end of the file kills the process that reads it.
+        if os.stat(self.file).st_size >= _used(opened):
+            return
+        # No other process writes meanwhile.
+        with opened.begin(write=True):
+            size, used = os.stat(self.file).st_size, _used(opened)
+            if size >= used:
+                return
+            from lmdb.verify import VerifyError, verify
+
+            try:
+                problems = verify(self.file, subdir=False)
+            except VerifyError as err:
+                problems = [str(err)]
+            if problems:
+                raise CorruptValueError(
+                    f"{self.file} is damaged: it has {size} bytes of {used} ({problems[0]}); restore it from a copy"
+                )
+            # What is missing are pages that were given back before they were written.
+            os.truncate(self.file, used)
+
+    # what goes wrong
+
+    def commit(self, txn: Transaction) -> None:
+        """Commit; with :attr:`writing` held."""
+        try:
+            txn.commit()
+        except lmdb.Error as err:
+            if self._is_lost():
+                with self.reading:
+                    self.close()
+                raise self._unknown(err) from err
+            raise
+
+    def sync(self) -> None:
+        """Put what has been committed on the disk, with :attr:`writing` held."""
+        assert self._lmdb is not None  # noqa: S101 - for mypy: there was a transaction
+        try:
+            self._lmdb.sync(True)
+        except lmdb.Error as err:
+            raise self._unknown(err) from err
+
+    def _is_lost(self) -> bool:
+        # So it is when writing the page failed that makes a transaction valid.
+        with self.reading:
+            try:
+                if self._lmdb is not None:
+                    self._lmdb.begin().abort()
+            except lmdb.PanicError:
+                return True
+            return False
+
+    def _unknown(self, err: lmdb.Error) -> OutcomeUnknownError:
+        return OutcomeUnknownError(
+            err.code if err.code > 0 else errno.EIO,
+            f"written, but it may not survive a power cut: {err}; read before you write again",
+            self.file,
+        )
+
+    def mend(self, err: lmdb.Error) -> None:
+        """Do something so that what failed can be tried again, or raise one of our errors; with no lock held."""
+        if isinstance(err, (lmdb.MapFullError, lmdb.MapResizedError)):
+            self._resize(grow=isinstance(err, lmdb.MapFullError))
+        elif not (isinstance(err, lmdb.ReadersFullError) and self._clear_readers()):
+            raise self.translate(err) from err
+
+    def _resize(self, *, grow: bool) -> None:
+        with self.writing, self.reading:
+            if self._lmdb is None:
+                return
+            # A reader that was killed may be what keeps old pages from being used again.
+            self._lmdb.reader_check()
+            size = self._lmdb.info()["map_size"]
+            try:
+                # 0: the size that another process has given it.
+                self._lmdb.set_mapsize(2 * size if grow else 0)
+            except (lmdb.Error, OverflowError) as err:
+                # There may be no map now.
+                self.close()
+                raise StorageError(
+                    errno.ENOMEM, f"a map of more than {size} bytes was refused: {err}; raise ulimit -v", self.file
+                ) from err
+
+    def _clear_readers(self) -> bool:
+        with self.writing, self.reading:
+            return self._lmdb is not None and self._lmdb.reader_check() > 0
+
+    def translate(self, err: lmdb.Error) -> ZPersistError:
+        """Return the error of ours that says what one of LMDB's means."""
+        if isinstance(err, _DAMAGED):
+            return CorruptValueError(f"{self.file} is damaged, or no LMDB database: {err}; restore it from a copy")
+        if err.code > 0:
+            refused = OSError(err.code, os.strerror(err.code))
+            return storage_error(refused, f"LMDB refused (what was there is untouched): {err}", self.file)
+        return StorageError(_ERRNO.get(type(err), errno.EIO), f"LMDB refused: {err}", self.file)
+
+
+def _identity_of(file: str) -> tuple[int, int] | None:
+    try:
+        status = os.stat(file)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _used(opened: lmdb.Environment) -> int:
+    return (opened.info()["last_pgno"] + 1) * opened.stat()["psize"]
