@@ -27,7 +27,9 @@ from zpersist.forklock import ForkLock
 if TYPE_CHECKING:
     from lmdb import Transaction
 
-__all__ = ["MAX_DATABASES", "MAX_READERS", "Environment", "User"]
+__all__ = ["MAX_DATABASES", "MAX_READERS", "Environment", "LmdbError", "User"]
+
+LmdbError = lmdb.Error
 
 #: Processes that read at the same moment; a process takes one slot, whatever its threads do.
 MAX_READERS = 510
@@ -62,7 +64,6 @@ _held: list[Environment] = []
 def _before_fork() -> None:
     # So that there is nothing to inherit.  It waits for the transactions of other threads.
     while not _hold_all():
-        # No lock is held while another one is waited for: a thread may hold that one, and want one of ours.
         time.sleep(0.001)
     for environment in _held:
         environment.close()
@@ -70,7 +71,9 @@ def _before_fork() -> None:
 
 def _hold_all() -> bool:
     for environment in tuple(_environments.values()):
-        if not environment.try_hold():
+        # Not for ever: a thread may hold this one, and want one of those that are held by now.  And not by a look
+        # now and then: a thread that writes all the time lets others run only while it holds its lock.
+        if not environment.try_hold(0.1):
             _after_fork_in_parent()
             return False
         _held.append(environment)
@@ -136,11 +139,11 @@ class Environment:
         self.reading = threading.RLock()
         self.writing = threading.RLock()
 
-    def try_hold(self) -> bool:
-        """Take both locks if both are free at this moment."""
-        if not self.writing.acquire(blocking=False):
+    def try_hold(self, timeout: float = 0) -> bool:
+        """Take both locks if each is free within so many seconds."""
+        if not self.writing.acquire(timeout=timeout):
             return False
-        if not self.reading.acquire(blocking=False):
+        if not self.reading.acquire(timeout=timeout):
             self.writing.release()
             return False
         return True
@@ -249,7 +252,7 @@ class Environment:
             from lmdb.verify import VerifyError, verify
 
             try:
-                problems = verify(self.file, subdir=False)
+                problems = verify(self.file, subdir=False)  # type: ignore[no-untyped-call]
             except VerifyError as err:
                 problems = [str(err)]
             if problems:
@@ -261,7 +264,7 @@ class Environment:
 
     # what goes wrong
 
-    def commit(self, txn: Transaction) -> None:
+    def commit(self, txn: Transaction[bytes]) -> None:
         """Commit; with :attr:`writing` held."""
         try:
             txn.commit()
@@ -330,7 +333,9 @@ class Environment:
         if isinstance(err, _DAMAGED):
             return CorruptValueError(f"{self.file} is damaged, or no LMDB database: {err}; restore it from a copy")
         if err.code > 0:
-            refused = OSError(err.code, os.strerror(err.code))
+            # LMDB calls it an input/output error when only a part of a page could be written.
+            code = errno.ENOSPC if err.code == errno.EIO and _is_full(self.file) else err.code
+            refused = OSError(code, os.strerror(code))
             return storage_error(refused, f"LMDB refused (what was there is untouched): {err}", self.file)
         return StorageError(_ERRNO.get(type(err), errno.EIO), f"LMDB refused: {err}", self.file)
 
@@ -341,6 +346,14 @@ def _identity_of(file: str) -> tuple[int, int] | None:
     except OSError:
         return None
     return status.st_dev, status.st_ino
+
+
+def _is_full(file: str) -> bool:
+    try:
+        disk = os.statvfs(os.path.dirname(file))
+    except OSError:
+        return False
+    return disk.f_bavail * disk.f_frsize < 1 << 16
 
 
 def _used(opened: lmdb.Environment) -> int:

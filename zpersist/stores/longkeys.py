@@ -38,7 +38,7 @@ class _RecordCodec(Codec):
     id = "zpersist-long-keys"
 
     def dumps(self, value: Any) -> bytes:
-        parts = []
+        parts: list[bytes] = []
         for rest, data in sorted(value.items()):
             parts += (_HEAD.pack(len(rest), len(data)), rest, data)
         return b"".join(parts)
@@ -72,7 +72,7 @@ class LongKeys:
         self.db = db
         self._place = place
 
-    def _record(self, txn: Transaction, start: bytes) -> dict[bytes, bytes]:
+    def _record(self, txn: Transaction[bytes], start: bytes) -> dict[bytes, bytes]:
         data = txn.get(start, db=self.db)
         return {} if data is None else self._read(data)
 
@@ -82,18 +82,18 @@ class LongKeys:
             raise CorruptValueError(f"{self._place} is damaged: a record of long keys is empty; restore it from a copy")
         return found
 
-    def _write(self, txn: Transaction, start: bytes, record: dict[bytes, bytes]) -> None:
+    def _write(self, txn: Transaction[bytes], start: bytes, record: dict[bytes, bytes]) -> None:
         if record:
             (data,) = pack(_CODEC, record, self._place, tag=_TAG, out_of_band=False)
             txn.put(start, data, db=self.db)
         else:
             txn.delete(start, db=self.db)
 
-    def get(self, txn: Transaction, key: bytes) -> bytes | None:
+    def get(self, txn: Transaction[bytes], key: bytes) -> bytes | None:
         """Return what is kept under a key."""
         return self._record(txn, key[:MAX_SHORT]).get(key[MAX_SHORT:])
 
-    def put(self, txn: Transaction, key: bytes, data: bytes, *, overwrite: bool = True) -> bool:
+    def put(self, txn: Transaction[bytes], key: bytes, data: bytes, *, overwrite: bool = True) -> bool:
         """Keep something under a key, and return whether it was kept."""
         record = self._record(txn, key[:MAX_SHORT])
         if not overwrite and key[MAX_SHORT:] in record:
@@ -102,7 +102,7 @@ class LongKeys:
         self._write(txn, key[:MAX_SHORT], record)
         return True
 
-    def delete(self, txn: Transaction, key: bytes) -> bool:
+    def delete(self, txn: Transaction[bytes], key: bytes) -> bool:
         """Remove a key, and return whether it was there."""
         record = self._record(txn, key[:MAX_SHORT])
         if record.pop(key[MAX_SHORT:], None) is None:
@@ -110,13 +110,13 @@ class LongKeys:
         self._write(txn, key[:MAX_SHORT], record)
         return True
 
-    def count(self, txn: Transaction) -> int:
+    def count(self, txn: Transaction[bytes]) -> int:
         """Return how many long keys there are."""
         if not txn.stat(self.db)["entries"]:
             return 0
         return sum(len(self._read(data)) for data in txn.cursor(self.db).iternext(keys=False, values=True))
 
-    def pairs(self, txn: Transaction, low: bytes, high: bytes | None, reverse: bool) -> Iterator[Pair]:
+    def pairs(self, txn: Transaction[bytes], low: bytes, high: bytes | None, reverse: bool) -> Iterator[Pair]:
         """Iterate over what lies in ``low <= key < high``, in order."""
         if not txn.stat(self.db)["entries"]:
             return
@@ -131,6 +131,6 @@ class LongKeys:
             if (start < low[:MAX_SHORT]) if reverse else (high is not None and start > high[:MAX_SHORT]):
                 return
             for rest, value in sorted(self._read(data).items(), reverse=reverse):
-                key = bytes(start) + rest
+                key = start + rest
                 if low <= key and (high is None or key < high):
                     yield key, value

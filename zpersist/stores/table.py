@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from zpersist.errors import StorageError
 from zpersist.files.atomic import sync_directory
-from zpersist.stores.environment import Environment, lmdb
+from zpersist.stores.environment import Environment, LmdbError
 from zpersist.stores.longkeys import MAX_SHORT, LongKeys, Pair
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class Table:
             self._short, self._long = short, LongKeys(long, env.file)
             self._opened, self._begin = opened, opened.begin
 
-    def read(self, work: Callable[[Transaction], T]) -> T:
+    def read(self, work: Callable[[Transaction[bytes]], T]) -> T:
         """Return what a function makes of a transaction that reads; it may be called again."""
         env = self._env
         while True:
@@ -93,10 +93,10 @@ class Table:
                         with self._begin(self._short) as txn:
                             return work(txn)
                 self._open()
-            except lmdb.Error as err:
+            except LmdbError as err:
                 env.mend(err)
 
-    def write(self, work: Callable[[Transaction], T]) -> T:
+    def write(self, work: Callable[[Transaction[bytes]], T]) -> T:
         """Return what a function makes of a transaction that is then committed; it may be called again."""
         env = self._env
         while True:
@@ -114,7 +114,7 @@ class Table:
                             env.sync()
                         return result
                 self._open()
-            except lmdb.Error as err:
+            except LmdbError as err:
                 env.mend(err)
 
     # one key
@@ -133,7 +133,7 @@ class Table:
                         return txn.get(key)  # type: ignore[no-any-return]
                     finally:
                         txn.abort()
-        except lmdb.Error as err:
+        except LmdbError as err:
             env.mend(err)
         return self.read(lambda txn: txn.get(key))
 
@@ -147,13 +147,13 @@ class Table:
         """Keep something under a key."""
         self.write(lambda txn: self._put(txn, key, data))
 
-    def _put(self, txn: Transaction, key: bytes, data: bytes, overwrite: bool = True) -> bool:
+    def _put(self, txn: Transaction[bytes], key: bytes, data: bytes, overwrite: bool = True) -> bool:
         if len(key) > MAX_SHORT:
             return self._long.put(txn, key, data, overwrite=overwrite)  # type: ignore[no-any-return]
         return txn.put(key, data, overwrite=overwrite)
 
-    def _get(self, txn: Transaction, key: bytes) -> bytes | None:
-        return self._long.get(txn, key) if len(key) > MAX_SHORT else txn.get(key)  # type: ignore[return-value]
+    def _get(self, txn: Transaction[bytes], key: bytes) -> bytes | None:
+        return self._long.get(txn, key) if len(key) > MAX_SHORT else txn.get(key)
 
     def add(self, key: bytes, data: bytes) -> bool:
         """Keep something only if there is nothing, and return whether it was kept."""
@@ -163,7 +163,7 @@ class Table:
         """Exchange what is kept if it is still the same, and return whether it was."""
         return self.write(lambda txn: self._get(txn, key) == old and self._put(txn, key, new))
 
-    def _delete(self, txn: Transaction, key: bytes) -> bool:
+    def _delete(self, txn: Transaction[bytes], key: bytes) -> bool:
         if len(key) > MAX_SHORT:
             return self._long.delete(txn, key)  # type: ignore[no-any-return]
         return txn.delete(key)
@@ -179,7 +179,7 @@ class Table:
         short = [pair for pair in pairs if len(pair[0]) <= MAX_SHORT]
         long = [pair for pair in pairs if len(pair[0]) > MAX_SHORT] if len(short) < len(pairs) else []
 
-        def work(txn: Transaction) -> None:
+        def work(txn: Transaction[bytes]) -> None:
             txn.cursor().putmulti(short)
             for key, data in long:
                 self._put(txn, key, data)
@@ -199,9 +199,9 @@ class Table:
         return self.read(lambda txn: self._page(txn, low, high, reverse, count, values))
 
     def _page(
-        self, txn: Transaction, low: bytes, high: bytes | None, reverse: bool, count: int, values: bool
+        self, txn: Transaction[bytes], low: bytes, high: bytes | None, reverse: bool, count: int, values: bool
     ) -> list[Any]:
-        cursor = txn.cursor()
+        cursor: Any = txn.cursor()
         if reverse:
             at = _before(cursor, high)
             found: Any = cursor.iterprev(True, values) if at else ()
@@ -220,12 +220,12 @@ class Table:
 
     def count(self) -> int:
         """Return how many keys there are."""
-        return self.read(lambda txn: txn.stat(self._short)["entries"] + self._long.count(txn))
+        return self.read(lambda txn: txn.stat(self._short)["entries"] + int(self._long.count(txn)))
 
     def clear(self) -> None:
         """Remove everything."""
 
-        def work(txn: Transaction) -> None:
+        def work(txn: Transaction[bytes]) -> None:
             txn.drop(self._short, delete=False)
             txn.drop(self._long.db, delete=False)
 
@@ -235,7 +235,7 @@ class Table:
         """Remove everything from all tables whose name starts so."""
         first = start.encode("ascii")
 
-        def work(txn: Transaction) -> None:
+        def work(txn: Transaction[bytes]) -> None:
             # The names of the databases are the keys of the one that has no name.
             names = txn.cursor(self._opened.open_db(None, txn=txn))
             found = names.iternext(True, False) if names.set_range(first) else ()
