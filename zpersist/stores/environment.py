@@ -196,20 +196,23 @@ class Environment:
 
     def _open(self, map_size: int) -> lmdb.Environment:
         make_directory(os.path.dirname(self.file))
-        self._make()
-        opened = lmdb.open(
-            self.file,
-            map_size=map_size,
-            subdir=False,
-            # The pages are on the disk before the page that refers to them is written, and that one with the next
-            # transaction: so whatever arrives is whole.
-            metasync=False,
-            mode=0o600,
-            max_readers=MAX_READERS,
-            max_dbs=MAX_DATABASES,
-            # One reader at a time, by the lock: its slot is kept for the next one.
-            max_spare_txns=1,
-        )
+        try:
+            self._make()
+            opened = lmdb.open(
+                self.file,
+                map_size=map_size,
+                subdir=False,
+                # The pages are on the disk before the page that refers to them is written, and that one with the
+                # next transaction: so whatever arrives is whole.
+                metasync=False,
+                mode=0o600,
+                max_readers=MAX_READERS,
+                max_dbs=MAX_DATABASES,
+                # One reader at a time, by the lock: its slot is kept for the next one.
+                max_spare_txns=1,
+            )
+        except OSError as err:
+            raise storage_error(err, "can not open the database", self.file) from err
         try:
             opened.reader_check()
             self._check_length(opened)
@@ -219,16 +222,13 @@ class Environment:
         return opened
 
     def _make(self) -> None:
-        try:
-            with suppress(FileExistsError):
-                os.mknod(self.file, 0o600 | stat.S_IFREG)
-            if os.path.isdir(self.file):
-                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-            if not os.access(self.file, os.R_OK | os.W_OK):
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-            self._make_lock_file()
-        except OSError as err:
-            raise storage_error(err, "can not open the database", self.file) from err
+        with suppress(FileExistsError):
+            os.mknod(self.file, 0o600 | stat.S_IFREG)
+        if os.path.isdir(self.file):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not os.access(self.file, os.R_OK | os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        self._make_lock_file()
 
     def _make_lock_file(self) -> None:
         # LMDB maps it, and a map for which the disk has no room kills the process that writes to it.  It may be opened

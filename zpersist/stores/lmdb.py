@@ -32,6 +32,9 @@ V = TypeVar("V")
 _BATCH = 1000
 #: Values may be large: of those fewer are in memory at once.
 _BATCH_OF_VALUES = 100
+#: A transaction writes each page once: the more values it has, the less a value costs.
+_BATCH_TO_WRITE = 10_000
+_BYTES_TO_WRITE = 1 << 24
 
 _LEAST_MAP = 1 << 16
 
@@ -100,14 +103,14 @@ class LmdbStash(CloseableStash[V]):
     -----
     *Concurrency*: each operation is atomic among threads and processes of one host, on a local file system.
     Readers never wait for writers.  Writers take turns, and wait for one another without a limit; the death of one
-    lets the next one in.  ``dump_many`` and ``delete_many`` are atomic by the thousand.  Keys come in code-point
-    order.  Before a fork the environment is closed, so a fork waits for the transactions of other threads.
+    lets the next one in.  ``dump_many`` is atomic by ten thousand values or 16 MiB, ``delete_many`` by the
+    thousand.  Keys come in code-point order.  Before a fork the environment is closed, so a fork waits for the transactions of other threads.
     *Durability*: a killed process harms nothing; for a power cut see ``durability``.  Either way each transaction
     waits for the disk: ``MDB_NOSYNC``, which does not, may leave a file that can't be read (LMDB's documentation of
-    ``mdb_env_open``).  ``dump_many`` waits once a thousand values.
+    ``mdb_env_open``).  ``dump_many`` waits once for many values.
     *Trust*: that of the codec, for everybody who may write to the file.  A file that was cut, or is no LMDB
     environment, is told by an error; but LMDB itself trusts what is inside a page, and one that was overwritten by
-    something else may end the process.  ``lmdb.verify`` examines a file.
+    something else may end the process.  ``python -m lmdb verify -s`` examines a file.
 
     Examples
     --------
@@ -254,9 +257,16 @@ class LmdbStash(CloseableStash[V]):
 
     @native
     def dump_many(self, items: Mapping[str, V] | Iterable[tuple[str, V]]) -> None:
-        """Keep many values, a thousand in one transaction."""
-        pairs = ((check_str_key(name).encode(), self._encode(name, inst)) for name, inst in pairs_of(items))
-        for batch in chunks(pairs, _BATCH):
+        """Keep many values, ten thousand or 16 MiB of them in one transaction."""
+        codec, batch, size = self.codec, [], 0
+        for name, inst in pairs_of(items):
+            (data,) = pack(codec, inst, check_str_key(name), tag=name, out_of_band=False)
+            batch.append((name.encode(), bytes(data)))
+            size += len(data)
+            if size >= _BYTES_TO_WRITE or len(batch) == _BATCH_TO_WRITE:
+                self._table.put_many(batch)
+                batch, size = [], 0
+        if batch:
             self._table.put_many(batch)
 
     @native

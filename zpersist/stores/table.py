@@ -175,8 +175,9 @@ class Table:
     # many keys, in one transaction
 
     def put_many(self, pairs: Sequence[Pair]) -> None:
-        """Keep many things."""
-        short = [pair for pair in pairs if len(pair[0]) <= MAX_SHORT]
+        """Keep many things; of several under one key the last."""
+        # In order, so that what comes next mostly belongs to the page that was just found.
+        short = sorted((pair for pair in pairs if len(pair[0]) <= MAX_SHORT), key=_first)
         long = [pair for pair in pairs if len(pair[0]) > MAX_SHORT] if len(short) < len(pairs) else []
 
         def work(txn: Transaction[bytes]) -> None:
