@@ -26,6 +26,7 @@ MODULES = sorted(SOURCE.rglob("*.py"))
 EXTRAS = {
     "zpersist.parallel.ray": "ray",
     "zpersist.stores.environment": "lmdb",
+    "zpersist.stores.lmdbfile": "lmdb",
     "zpersist.stores.table": "lmdb",
 }
 NAMES = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in MODULES]

@@ -34,7 +34,7 @@ from zpersist import (
     ZPersistError,
     fill,
 )
-from zpersist.stores import environment, table
+from zpersist.stores import environment, lmdbfile, table
 from zpersist.stores.environment import Environment
 from zpersist.testing.reading import in_child, in_threads
 
@@ -193,7 +193,7 @@ def test_it_grows_far_beyond_its_first_size(tmp_path):
 
 
 def refuse(self, err):
-    raise self.translate(err) from err
+    raise lmdbfile.translate(err, self.file) from err
 
 
 def test_what_does_not_grow_is_found(tmp_path, monkeypatch):
@@ -831,7 +831,7 @@ def test_a_cut_file_kills_who_does_not_look(tmp_path, monkeypatch):
     data, _ = written(tmp_path)
     path = tmp_path / "cut.lmdb"
     path.write_bytes(data[: len(data) // 2])
-    monkeypatch.setattr(Environment, "_check_length", lambda self, opened: None)
+    monkeypatch.setattr(lmdbfile, "_check_length", lambda file, opened: None)
     assert in_child(lambda: list(LmdbStash(path))) == -signal.SIGBUS
 
 

@@ -8,53 +8,19 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 import threading
 import time
-from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 from weakref import WeakSet, WeakValueDictionary
 
-try:
-    import lmdb
-except ImportError as err:
-    raise ImportError("LmdbStash needs lmdb: pip install 'zpersist[lmdb]'") from err
-
-from zpersist.errors import CorruptValueError, OutcomeUnknownError, StorageError, ZPersistError
-from zpersist.files.atomic import close_quietly, make_directory, storage_error
+from zpersist.errors import OutcomeUnknownError, StorageError
 from zpersist.forklock import ForkLock
+from zpersist.stores.lmdbfile import LmdbError, identity_of, lmdb, open_environment, translate
 
 if TYPE_CHECKING:
     from lmdb import Transaction
 
-__all__ = ["MAX_DATABASES", "MAX_READERS", "Environment", "LmdbError", "User"]
-
-LmdbError = lmdb.Error
-
-#: Processes that read at the same moment; a process takes one slot, whatever its threads do.
-MAX_READERS = 510
-#: A stash takes two, and two more for each kind of bookkeeping about it.
-MAX_DATABASES = 256
-
-# The lock file: two headers of 64 bytes for the two locks, one for the format, and 64 bytes a reader (mdb.c).
-_LOCK_FILE_SIZE = 64 * (MAX_READERS + 2)
-
-_DAMAGED = (
-    lmdb.CorruptedError,
-    lmdb.InvalidError,
-    lmdb.VersionMismatchError,
-    lmdb.PageNotFoundError,
-    lmdb.IncompatibleError,
-    lmdb.BadDbiError,
-)
-
-_ERRNO = {
-    lmdb.ReadersFullError: errno.EAGAIN,
-    lmdb.DbsFullError: errno.EMFILE,
-    lmdb.TxnFullError: errno.EFBIG,
-    lmdb.BadValsizeError: errno.EFBIG,
-    lmdb.MapFullError: errno.ENOMEM,
-}
+__all__ = ["Environment", "User"]
 
 _guard = ForkLock()
 _environments: WeakValueDictionary[str, Environment] = WeakValueDictionary()
@@ -157,12 +123,12 @@ class Environment:
 
     def join(self, user: User, map_size: int) -> lmdb.Environment:
         """Return the open environment, and tell the user when it is closed; with both locks held."""
-        if self._lmdb is not None and self._identity != _identity_of(self.file):
+        if self._lmdb is not None and self._identity != identity_of(self.file):
             # Somebody has put another file in its place, or deleted it.
             self.close()
         if self._lmdb is None:
-            self._lmdb = self._open(map_size)
-            self._identity = _identity_of(self.file)
+            self._lmdb = open_environment(self.file, map_size)
+            self._identity = identity_of(self.file)
         self._users.add(user)
         return self._lmdb
 
@@ -194,81 +160,13 @@ class Environment:
             self._lmdb.close()
             self._lmdb = None
 
-    def _open(self, map_size: int) -> lmdb.Environment:
-        make_directory(os.path.dirname(self.file))
-        try:
-            self._make()
-            opened = lmdb.open(
-                self.file,
-                map_size=map_size,
-                subdir=False,
-                # The pages are on the disk before the page that refers to them is written, and that one with the
-                # next transaction: so whatever arrives is whole.
-                metasync=False,
-                mode=0o600,
-                max_readers=MAX_READERS,
-                max_dbs=MAX_DATABASES,
-                # One reader at a time, by the lock: its slot is kept for the next one.
-                max_spare_txns=1,
-            )
-        except OSError as err:
-            raise storage_error(err, "can not open the database", self.file) from err
-        try:
-            opened.reader_check()
-            self._check_length(opened)
-        except BaseException:
-            opened.close()
-            raise
-        return opened
-
-    def _make(self) -> None:
-        with suppress(FileExistsError):
-            os.mknod(self.file, 0o600 | stat.S_IFREG)
-        if os.path.isdir(self.file):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        if not os.access(self.file, os.R_OK | os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        self._make_lock_file()
-
-    def _make_lock_file(self) -> None:
-        # LMDB maps it, and a map for which the disk has no room kills the process that writes to it.  It may be opened
-        # here for only as long as LMDB has not: closing it drops LMDB's locks of this process.
-        fd = os.open(f"{self.file}-lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            if os.fstat(fd).st_blocks * 512 < _LOCK_FILE_SIZE:
-                os.posix_fallocate(fd, 0, _LOCK_FILE_SIZE)
-        finally:
-            close_quietly(fd)
-
-    def _check_length(self, opened: lmdb.Environment) -> None:
-        # A page that is mapped and beyond the end of the file kills the process that reads it.
-        if os.stat(self.file).st_size >= _used(opened):
-            return
-        # No other process writes meanwhile.
-        with opened.begin(write=True):
-            size, used = os.stat(self.file).st_size, _used(opened)
-            if size >= used:
-                return
-            from lmdb.verify import VerifyError, verify
-
-            try:
-                problems = verify(self.file, subdir=False)  # type: ignore[no-untyped-call]
-            except VerifyError as err:
-                problems = [str(err)]
-            if problems:
-                raise CorruptValueError(
-                    f"{self.file} is damaged: it has {size} bytes of {used} ({problems[0]}); restore it from a copy"
-                )
-            # What is missing are pages that were given back before they were written.
-            os.truncate(self.file, used)
-
     # what goes wrong
 
     def commit(self, txn: Transaction[bytes]) -> None:
         """Commit; with :attr:`writing` held."""
         try:
             txn.commit()
-        except lmdb.Error as err:
+        except LmdbError as err:
             if self._is_lost():
                 with self.reading:
                     self.close()
@@ -280,7 +178,7 @@ class Environment:
         assert self._lmdb is not None  # noqa: S101 - for mypy: there was a transaction
         try:
             self._lmdb.sync(True)
-        except lmdb.Error as err:
+        except LmdbError as err:
             raise self._unknown(err) from err
 
     def _is_lost(self) -> bool:
@@ -293,19 +191,19 @@ class Environment:
                 return True
             return False
 
-    def _unknown(self, err: lmdb.Error) -> OutcomeUnknownError:
+    def _unknown(self, err: LmdbError) -> OutcomeUnknownError:
         return OutcomeUnknownError(
             err.code if err.code > 0 else errno.EIO,
             f"written, but it may not survive a power cut: {err}; read before you write again",
             self.file,
         )
 
-    def mend(self, err: lmdb.Error) -> None:
+    def mend(self, err: LmdbError) -> None:
         """Do something so that what failed can be tried again, or raise one of our errors; with no lock held."""
         if isinstance(err, (lmdb.MapFullError, lmdb.MapResizedError)):
             self._resize(grow=isinstance(err, lmdb.MapFullError))
         elif not (isinstance(err, lmdb.ReadersFullError) and self._clear_readers()):
-            raise self.translate(err) from err
+            raise translate(err, self.file) from err
 
     def _resize(self, *, grow: bool) -> None:
         with self.writing, self.reading:
@@ -317,7 +215,7 @@ class Environment:
             try:
                 # 0: the size that another process has given it.
                 self._lmdb.set_mapsize(2 * size if grow else 0)
-            except (lmdb.Error, OverflowError) as err:
+            except (LmdbError, OverflowError) as err:
                 # There may be no map now.
                 self.close()
                 raise StorageError(
@@ -327,34 +225,3 @@ class Environment:
     def _clear_readers(self) -> bool:
         with self.writing, self.reading:
             return self._lmdb is not None and self._lmdb.reader_check() > 0
-
-    def translate(self, err: lmdb.Error) -> ZPersistError:
-        """Return the error of ours that says what one of LMDB's means."""
-        if isinstance(err, _DAMAGED):
-            return CorruptValueError(f"{self.file} is damaged, or no LMDB database: {err}; restore it from a copy")
-        if err.code > 0:
-            # LMDB calls it an input/output error when only a part of a page could be written.
-            code = errno.ENOSPC if err.code == errno.EIO and _is_full(self.file) else err.code
-            refused = OSError(code, os.strerror(code))
-            return storage_error(refused, f"LMDB refused (what was there is untouched): {err}", self.file)
-        return StorageError(_ERRNO.get(type(err), errno.EIO), f"LMDB refused: {err}", self.file)
-
-
-def _identity_of(file: str) -> tuple[int, int] | None:
-    try:
-        status = os.stat(file)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
-
-
-def _is_full(file: str) -> bool:
-    try:
-        disk = os.statvfs(os.path.dirname(file))
-    except OSError:
-        return False
-    return disk.f_bavail * disk.f_frsize < 1 << 16
-
-
-def _used(opened: lmdb.Environment) -> int:
-    return (opened.info()["last_pgno"] + 1) * opened.stat()["psize"]

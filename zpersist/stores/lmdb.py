@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from itertools import islice
@@ -19,6 +18,7 @@ from zpersist.files.atomic import Durability, check_durability
 from zpersist.files.envelope import pack, unpack
 from zpersist.files.locks import Claims, KeyLocks
 from zpersist.files.paths import as_path
+from zpersist.forklock import ForkLock
 from zpersist.keys import check_str_key
 from zpersist.stash import MISSING, CloseableStash, Missing, Stash, check_limit, native, pairs_of
 
@@ -38,15 +38,7 @@ _BYTES_TO_WRITE = 1 << 24
 
 _LEAST_MAP = 1 << 16
 
-_making = threading.Lock()
-
-
-def _renew_lock() -> None:
-    global _making
-    _making = threading.Lock()
-
-
-os.register_at_fork(after_in_child=_renew_lock)
+_making = ForkLock()
 
 
 def _check_database(stash: object, attribute: object, database: object) -> None:
@@ -103,8 +95,9 @@ class LmdbStash(CloseableStash[V]):
     -----
     *Concurrency*: each operation is atomic among threads and processes of one host, on a local file system.
     Readers never wait for writers.  Writers take turns, and wait for one another without a limit; the death of one
-    lets the next one in.  ``dump_many`` is atomic by ten thousand values or 16 MiB, ``delete_many`` by the
-    thousand.  Keys come in code-point order.  Before a fork the environment is closed, so a fork waits for the transactions of other threads.
+    lets the next one in.  ``dump_many`` is atomic by ten thousand values or 16 MiB,
+    ``delete_many`` by the thousand.  Keys come in code-point order.  Before a fork the environment is closed, and so
+    a fork waits for the transactions of other threads.
     *Durability*: a killed process harms nothing; for a power cut see ``durability``.  Either way each transaction
     waits for the disk: ``MDB_NOSYNC``, which does not, may leave a file that can't be read (LMDB's documentation of
     ``mdb_env_open``).  ``dump_many`` waits once for many values.
@@ -243,17 +236,7 @@ class LmdbStash(CloseableStash[V]):
             low = max(low, _encoded(after) + b"\0")
         if limit is not None:
             count = min(count, max(limit, 1))
-        # By pages, so that no transaction stays open while others write: what it sees could not be used again.
-        while True:
-            page = self._table.page(low, high, reverse=reverse, count=count, values=values)
-            yield from page
-            if len(page) < count:
-                return
-            last = page[-1][0] if values else page[-1]
-            if reverse:
-                high = last
-            else:
-                low = last + b"\0"
+        return self._table.pages(low, high, reverse=reverse, count=count, values=values)
 
     @native
     def dump_many(self, items: Mapping[str, V] | Iterable[tuple[str, V]]) -> None:
@@ -301,7 +284,7 @@ class LmdbStash(CloseableStash[V]):
 
     @native
     def __bool__(self) -> bool:
-        return bool(self._table.page(b"", None, reverse=False, count=1, values=False))
+        return any(True for _ in self._table.pages(b"", None, reverse=False, count=1, values=False))
 
     def _flight(self, name: str, purpose: str = "key") -> AbstractContextManager[None]:
         return self._locks.hold(f"{self.database} {purpose} {check_str_key(name)}")

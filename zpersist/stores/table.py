@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from heapq import merge
 from itertools import islice, takewhile
 from operator import itemgetter
@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from zpersist.errors import StorageError
 from zpersist.files.atomic import sync_directory
-from zpersist.stores.environment import Environment, LmdbError
+from zpersist.stores.environment import Environment
+from zpersist.stores.lmdbfile import LmdbError
 from zpersist.stores.longkeys import MAX_SHORT, LongKeys, Pair
 
 if TYPE_CHECKING:
@@ -119,8 +120,8 @@ class Table:
 
     # one key
 
-    def get(self, key: bytes) -> bytes | None:
-        """Return what is kept under a key."""
+    def get(self, key: bytes, buffers: bool = False) -> bytes | None:
+        """Return what is kept under a key; with ``buffers`` something that only tells that it is there."""
         if len(key) > MAX_SHORT:
             return self.read(lambda txn: self._long.get(txn, key))  # type: ignore[no-any-return]
         env = self._env
@@ -128,7 +129,7 @@ class Table:
             # As read() does it, without a call: most of what is done to a stash is this.
             with env.reading:
                 if self._begin is not None:
-                    txn = self._begin(self._short)
+                    txn = self._begin(self._short, None, False, buffers)
                     try:
                         return txn.get(key)  # type: ignore[no-any-return]
                     finally:
@@ -139,9 +140,7 @@ class Table:
 
     def has(self, key: bytes) -> bool:
         """Return whether a key is there."""
-        if len(key) > MAX_SHORT:
-            return self.get(key) is not None
-        return self.read(lambda txn: txn.cursor().set_key(key))
+        return self.get(key, True) is not None
 
     def put(self, key: bytes, data: bytes) -> None:
         """Keep something under a key."""
@@ -195,9 +194,19 @@ class Table:
         """Remove many keys, and return how many were there."""
         return self.write(lambda txn: sum(self._delete(txn, key) for key in keys))
 
-    def page(self, low: bytes, high: bytes | None, *, reverse: bool, count: int, values: bool) -> list[Any]:
-        """Return the first of the keys in ``low <= key < high``, or of the pairs of keys and values, in order."""
-        return self.read(lambda txn: self._page(txn, low, high, reverse, count, values))
+    def pages(self, low: bytes, high: bytes | None, *, reverse: bool, count: int, values: bool) -> Iterator[Any]:
+        """Iterate over the keys in ``low <= key < high``, or the pairs of keys and values, ``count`` at a time."""
+        # By pages, so that no transaction stays open while others write: what it sees could not be used again.
+        while True:
+            page = self.read(lambda txn: self._page(txn, low, high, reverse, count, values))  # noqa: B023 - called now
+            yield from page
+            if len(page) < count:
+                return
+            last = page[-1][0] if values else page[-1]
+            if reverse:
+                high = last
+            else:
+                low = last + b"\0"
 
     def _page(
         self, txn: Transaction[bytes], low: bytes, high: bytes | None, reverse: bool, count: int, values: bool
