@@ -447,6 +447,28 @@ def test_fork_while_another_thread_writes(tmp_path):
     assert count == 15
 
 
+def test_a_fork_gets_its_turn_among_those_who_write_all_the_time(tmp_path):
+    path = on_memory(tmp_path)
+    stashes = [LmdbStash(path / f"{number}.lmdb") for number in range(3)]
+    done = threading.Event()
+
+    def run(number):
+        if number == 0:
+            try:
+                assert [in_child(lambda: stashes[1].dump("child", 1)) for _ in range(5)] == [0] * 5
+            finally:
+                done.set()
+        while not done.is_set():
+            # Each needs two, in one order and in the other.
+            one, other = (stashes, stashes[::-1])[number % 2][:2]
+            one["a"] = number
+            one.update("b", lambda old, other=other: other.get("a"))
+
+    in_threads(4, run)
+    for stash in stashes:
+        stash.close()
+
+
 def test_an_inherited_environment_is_found(tmp_path):
     path = on_memory(tmp_path)
     stash = small(path)
@@ -512,6 +534,21 @@ def test_a_stale_reader_is_cleared(tmp_path):
     assert f"{dead.pid} " not in readers
     assert f"{living.pid} " in readers
     living.communicate()
+
+
+def test_a_lock_file_in_use_keeps_its_size(tmp_path):
+    path = tmp_path / "data.lmdb"
+    hold = "import lmdb, sys\nenv = lmdb.open(sys.argv[1], subdir=False)\nprint(1, flush=True)\nsys.stdin.read()"
+    command = [sys.executable, "-c", hold, str(path)]
+    other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert other.stdout.readline() == b"1\n"
+    size = os.stat(f"{path}-lock").st_size
+    with LmdbStash(path) as stash:
+        stash["a"] = 1
+        assert os.stat(f"{path}-lock").st_size == size
+        assert opened(stash).info()["max_readers"] < lmdbfile.MAX_READERS
+    other.communicate()
+    assert other.returncode == 0
 
 
 WRITER = """

@@ -63,14 +63,14 @@ def open_environment(file: str, map_size: int) -> lmdb.Environment:
             # One reader at a time, by the lock: its slot is kept for the next one.
             max_spare_txns=1,
         )
+        try:
+            opened.reader_check()
+            _check_length(file, opened)
+        except BaseException:
+            opened.close()
+            raise
     except OSError as err:
         raise storage_error(err, "can not open the database", file) from err
-    try:
-        opened.reader_check()
-        _check_length(file, opened)
-    except BaseException:
-        opened.close()
-        raise
     return opened
 
 
@@ -89,8 +89,8 @@ def _make_lock_file(file: str) -> None:
     # here for only as long as LMDB has not: closing it drops LMDB's locks of this process.
     fd = os.open(f"{file}-lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
-        if os.fstat(fd).st_blocks * 512 < _LOCK_FILE_SIZE:
-            os.posix_fallocate(fd, 0, _LOCK_FILE_SIZE)
+        # One that has a size may be in use, by processes that have mapped no more than that.
+        os.posix_fallocate(fd, 0, os.fstat(fd).st_size or _LOCK_FILE_SIZE)
     finally:
         close_quietly(fd)
 
