@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import faulthandler
 import gc
 import itertools
 import multiprocessing
@@ -869,7 +870,12 @@ def test_a_cut_file_kills_who_does_not_look(tmp_path, monkeypatch):
     path = tmp_path / "cut.lmdb"
     path.write_bytes(data[: len(data) // 2])
     monkeypatch.setattr(lmdbfile, "_check_length", lambda file, opened: None)
-    assert in_child(lambda: list(LmdbStash(path))) == -signal.SIGBUS
+
+    def read():
+        faulthandler.disable()
+        list(LmdbStash(path))
+
+    assert in_child(read) == -signal.SIGBUS
 
 
 def test_what_was_given_back_before_it_was_written_is_not_missed(tmp_path):
@@ -968,6 +974,7 @@ def test_random_damage_raises_one_of_our_errors_or_ends_the_process(tmp_path):
         path.write_bytes(bad)
 
         def read(path=path):
+            faulthandler.disable()
             with LmdbStash(path) as stash:
                 for key in content:
                     with suppress(ZPersistError):
@@ -978,7 +985,8 @@ def test_random_damage_raises_one_of_our_errors_or_ends_the_process(tmp_path):
         assert code == 0 or code < 0
         ended += code < 0
         path.unlink()
-    assert ended < 150
+    assert ended < 150, "most damage is told by an error"
+    print(f"{ended} of 300 ended the process")
 
 
 # with others
