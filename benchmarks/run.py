@@ -16,6 +16,7 @@ PROGRAMS = {
     "directory": "A directory of small values",
     "arrays": "Arrays in an object graph",
     "sqlite": "SQLite",
+    "lmdb_stash": "LMDB",
     "single_flight": "Single flight",
     "parallel": "Parallel filling",
     "imports": "Imports",

@@ -23,7 +23,12 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "zpersist"
 MODULES = sorted(SOURCE.rglob("*.py"))
 #: What needs a package that does not come with the others.
-EXTRAS = {"zpersist.parallel.ray": "ray"}
+EXTRAS = {
+    "zpersist.parallel.ray": "ray",
+    "zpersist.stores.environment": "lmdb",
+    "zpersist.stores.lmdbfile": "lmdb",
+    "zpersist.stores.table": "lmdb",
+}
 NAMES = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in MODULES]
 
 

@@ -116,6 +116,7 @@ if TYPE_CHECKING:
     from zpersist.stores.composite import DirectoryCompositeStash as DirectoryCompositeStash
     from zpersist.stores.directory import DirectoryStash as DirectoryStash
     from zpersist.stores.increment import IncrementKeyDirectoryStash as IncrementKeyDirectoryStash
+    from zpersist.stores.lmdb import LmdbStash as LmdbStash
     from zpersist.stores.memory import DictionaryStash as DictionaryStash
     from zpersist.stores.memory import LRUCacheStash as LRUCacheStash
     from zpersist.stores.noop import NoopStash as NoopStash
@@ -230,6 +231,7 @@ __all__ = [
     "KeyLimitStash",
     "KeySubsetStash",
     "LRUCacheStash",
+    "LmdbStash",
     "MissingDataKeysError",
     "MissingKeyError",
     "MsgpackCodec",
@@ -314,6 +316,7 @@ _HOMES = {
     "stores.composite": "DirectoryCompositeStash",
     "stores.directory": "DirectoryStash",
     "stores.increment": "IncrementKeyDirectoryStash",
+    "stores.lmdb": "LmdbStash",
     "stores.memory": "DictionaryStash LRUCacheStash",
     "stores.noop": "NoopStash",
     "stores.shelve": "ShelveStash shelve",

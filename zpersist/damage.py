@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
 from zpersist.errors import CorruptValueError, InvalidArgumentError, ZPersistError
 from zpersist.progress import Progress
 
-__all__ = ["Damage", "Repair", "check_repair", "is_lost", "verified"]
+__all__ = ["QUARANTINE", "Damage", "Repair", "check_repair", "is_damaged", "is_lost", "verified"]
+
+#: What holds, beside the values of a stash, what was laid aside.
+QUARANTINE = "quarantine"
 
 #: What to do with a damaged value: delete it, or lay it aside.
 Repair = Literal["drop", "quarantine"]
@@ -41,6 +44,15 @@ def check_repair(repair: object) -> None:
 def is_lost(error: ZPersistError) -> bool:
     """Return whether nobody can read the value: no other codec, key or version."""
     return type(error) is CorruptValueError
+
+
+def is_damaged(read: Callable[[], object]) -> bool:
+    """Return whether reading a value says that it is lost."""
+    try:
+        read()
+    except ZPersistError as err:
+        return is_lost(err)
+    return False
 
 
 def verified(stash: Any, *, progress: bool, repair: Repair | None) -> Iterator[Damage]:

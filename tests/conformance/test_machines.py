@@ -14,6 +14,7 @@ from zpersist import (
     DictionaryStash,
     DirectoryStash,
     FactoryStash,
+    LmdbStash,
     LRUCacheStash,
     NoopStash,
     ShelveStash,
@@ -27,6 +28,8 @@ KINDS = {
     "lru": lambda path: LRUCacheStash(10_000),
     "directory": lambda path: DirectoryStash(f"{path}/data"),
     "sqlite": lambda path: SqliteStash(f"{path}/data.db"),
+    "lmdb": lambda path: LmdbStash(f"{path}/data.lmdb"),
+    "lmdb that grows": lambda path: LmdbStash(f"{path}/data.lmdb", map_size=1 << 16),
     "shelve": lambda path: ShelveStash(f"{path}/shelf"),
     "cache of one over directory": lambda path: CacheStash(DirectoryStash(f"{path}/data"), LRUCacheStash(1)),
     "stack over sqlite": lambda path: SortedStash(

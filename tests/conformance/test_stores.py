@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pickle
 import sqlite3
+import struct
 from types import SimpleNamespace
 from typing import Any
 from urllib.parse import unquote
 from zipfile import ZipFile
+
+import lmdb
 
 from zpersist import (
     DictionaryStash,
@@ -15,6 +18,7 @@ from zpersist import (
     DirectoryCompositeStash,
     DirectoryStash,
     IncrementKeyDirectoryStash,
+    LmdbStash,
     LRUCacheStash,
     NoopStash,
     ShelveStash,
@@ -145,6 +149,40 @@ class TestSqliteStashWithFsync(StashSuite):
 
     def make(self, path):
         return SqliteStash(path / "data.db", table="other", durability="fsync")
+
+    reopen = make
+
+
+class TestLmdbStash(StashSuite):
+    encodes = True
+
+    def make(self, path):
+        return LmdbStash(path / "data.lmdb")
+
+    reopen = make
+
+    def raw(self, path):
+        found = {}
+        with lmdb.open(str(path / "data.lmdb"), subdir=False, max_dbs=8) as env:
+            names = env.open_db(b"stash"), env.open_db(b"stash:long")
+            with env.begin() as txn:
+                found.update((key.decode(), pickle.loads(value)) for key, value in txn.cursor(names[0]))
+                for start, record in txn.cursor(names[1]):
+                    while len(record) > 10 and record[2:10].count(0) >= 4:
+                        rest, size = struct.unpack_from("<HQ", record)
+                        key, value = record[10 : 10 + rest], record[10 + rest : 10 + rest + size]
+                        found[(start + key).decode()] = pickle.loads(value)
+                        record = record[10 + rest + size :]
+                        if record.endswith(b"ZPRST\n") and record.startswith(b"zpersist-long-keys"):
+                            break
+        return found
+
+
+class TestLmdbStashThatGrows(StashSuite):
+    encodes = True
+
+    def make(self, path):
+        return LmdbStash(path / "data.lmdb", database="other", durability="fsync", map_size=1 << 16)
 
     reopen = make
 

@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 from attrs import define, field, setters
 
 from zpersist.codecs import Codec, PickleCodec, as_codec, check_codec
-from zpersist.damage import Damage, Repair, is_lost
-from zpersist.errors import CorruptValueError, InvalidArgumentError, ZPersistError
+from zpersist.damage import QUARANTINE, Damage, Repair, is_damaged, is_lost
+from zpersist.errors import CorruptValueError, InvalidArgumentError
 from zpersist.files.atomic import (
     READ_FLAGS,
     Buffer,
@@ -323,17 +323,10 @@ class DirectoryStash(Stash[V]):
             raise self._misplaced(path, name, err) from err
 
     def _repair(self, name: str, repair: Repair) -> bool:
-        def is_damaged(path: str) -> bool:
-            try:
-                self._verify_file(path, name)
-            except ZPersistError as err:
-                return is_lost(err)
-            return False
-
-        return self._put_away(self._file(name), repair, is_damaged)
+        return self._put_away(self._file(name), repair, lambda path: is_damaged(lambda: self._verify_file(path, name)))
 
     def _put_away(self, path: str, repair: Repair, is_damaged: Callable[[str], bool]) -> bool:
-        folder = f"{self._root}/{HOUSE}/quarantine"
+        folder = f"{self._root}/{HOUSE}/{QUARANTINE}"
         return put_away(path, repair, is_damaged, root=self._root, folder=folder, durability=self.durability)
 
     def _cleared(self) -> None:
@@ -342,7 +335,7 @@ class DirectoryStash(Stash[V]):
             with suppress(FileNotFoundError):
                 os.unlink(path)
         sweep(self._layout.workshop or self._root)
-        for companion in (*COMPANIONS, "quarantine"):
+        for companion in (*COMPANIONS, QUARANTINE):
             shutil.rmtree(f"{self._root}/{HOUSE}/{companion}", ignore_errors=True)
 
     def _flight(self, name: str, purpose: str = "key") -> AbstractContextManager[None]:

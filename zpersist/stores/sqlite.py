@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,13 +13,14 @@ from attrs import define, field, setters
 
 from zpersist.chunking import chunks
 from zpersist.codecs import Codec, PickleCodec, as_codec, check_codec
+from zpersist.damage import QUARANTINE, Repair, is_damaged
 from zpersist.errors import CorruptValueError, InvalidArgumentError
 from zpersist.files.atomic import Durability, check_durability
 from zpersist.files.envelope import pack, unpack
 from zpersist.files.locks import Claims, KeyLocks
 from zpersist.files.paths import as_path
 from zpersist.keys import check_str_key
-from zpersist.stash import MISSING, CloseableStash, Missing, Stash, check_limit, native, pairs_of
+from zpersist.stash import MISSING, CloseableStash, Missing, check_limit, native, pairs_of
 from zpersist.stores.connection import FAULTS, Connection, check_timeout
 
 __all__ = ["SqliteStash"]
@@ -185,6 +186,20 @@ class SqliteStash(CloseableStash[V]):
             if done:
                 return value
 
+    def _repair(self, name: str, repair: Repair) -> bool:
+        row = self._db.run_one(self._select, (name,))
+        if row is None or not is_damaged(lambda: self._decode(name, row[0])):
+            return False
+        if repair == "quarantine":
+            self._companion(QUARANTINE)._lay_aside(name, row[0])
+        return self._run("DELETE FROM $table WHERE key=? AND CAST(value AS BLOB)=?", (name, row[0]))[1] > 0
+
+    def _lay_aside(self, name: str, data: bytes) -> None:
+        # Under its own name, or with a number behind if there is such a one already.
+        rows = ((f"{name}.{number}" if number else name, data) for number in count())
+        insert = "INSERT INTO $table VALUES (?, ?) ON CONFLICT (key) DO NOTHING"
+        next(row for row in rows if self._run(insert, row)[1])
+
     # many at once
 
     def keys(self) -> Iterator[str]:
@@ -285,7 +300,7 @@ class SqliteStash(CloseableStash[V]):
     def _claims(self) -> Claims | None:
         return self._locks.claims(f"{self.table}:fill")
 
-    def _companion(self, purpose: str) -> Stash[Any]:
+    def _companion(self, purpose: str) -> SqliteStash[Any]:
         with self._db.lock:
             if purpose not in self._companions:
                 self._companions[purpose] = SqliteStash(

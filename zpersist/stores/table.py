@@ -1,0 +1,274 @@
+"""A table in an LMDB environment: bytes by keys of any length, in the order of the keys."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from heapq import merge
+from itertools import islice, takewhile
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from zpersist.errors import StorageError
+from zpersist.files.atomic import sync_directory
+from zpersist.stores.environment import Environment
+from zpersist.stores.lmdbfile import LmdbError
+from zpersist.stores.longkeys import MAX_SHORT, LongKeys, Pair
+
+if TYPE_CHECKING:
+    from lmdb import Transaction
+
+__all__ = ["Table"]
+
+T = TypeVar("T")
+
+_first = itemgetter(0)
+
+
+class Table:
+    """A table, opened when it is first used.
+
+    Parameters
+    ----------
+    file :
+        The absolute path of the environment's file.
+    name :
+        The name of the table.
+    map_size :
+        Of the environment, in bytes, if this table opens it.
+    synced :
+        What is written is on the disk when the call returns.
+    """
+
+    def __init__(self, file: str, name: str, *, map_size: int, synced: bool) -> None:
+        self.name = name.encode("ascii")
+        self._map_size = map_size
+        self._synced = synced
+        self._env = Environment.of(file)
+        self.forget()
+
+    def forget(self) -> None:
+        """Let the handles go: the environment is closed."""
+        # Used under one lock or the other; set and unset under both.
+        self._opened: Any = None
+        self._begin: Any = None
+        self._short: Any = None
+        self._long: Any = None
+
+    def close(self) -> None:
+        """Let go of the environment; the next use opens it again."""
+        self._env.leave(self)
+
+    def __del__(self) -> None:
+        # Of a stash that is dropped without being closed.
+        if getattr(self, "_begin", None) is not None:
+            self._env.leave(self, wait=False)
+
+    # transactions
+
+    def _open(self) -> None:
+        env = self._env
+        with env.writing, env.reading:
+            if self._begin is not None:
+                return
+            opened = env.join(self, self._map_size)
+            if opened.max_key_size() < MAX_SHORT:
+                raise StorageError(errno.EINVAL, f"this LMDB was built for keys below {MAX_SHORT} bytes", env.file)
+            # Changes nothing, and so writes nothing, if the databases are there.
+            with opened.begin(write=True) as txn:
+                short = opened.open_db(self.name, txn=txn)
+                long = opened.open_db(self.name + b":long", txn=txn)
+            if self._synced:
+                sync_directory(os.path.dirname(env.file))
+            self._short, self._long = short, LongKeys(long, env.file)
+            self._opened, self._begin = opened, opened.begin
+
+    def read(self, work: Callable[[Transaction[bytes]], T]) -> T:
+        """Return what a function makes of a transaction that reads; it may be called again."""
+        env = self._env
+        while True:
+            try:
+                with env.reading:
+                    if self._begin is not None:
+                        with self._begin(self._short) as txn:
+                            return work(txn)
+                self._open()
+            except LmdbError as err:
+                env.mend(err)
+
+    def write(self, work: Callable[[Transaction[bytes]], T]) -> T:
+        """Return what a function makes of a transaction that is then committed; it may be called again."""
+        env = self._env
+        while True:
+            try:
+                with env.writing:
+                    if self._begin is not None:
+                        txn = self._begin(self._short, None, True)
+                        try:
+                            result = work(txn)
+                        except BaseException:
+                            txn.abort()
+                            raise
+                        env.commit(txn)
+                        if self._synced:
+                            env.sync()
+                        return result
+                self._open()
+            except LmdbError as err:
+                env.mend(err)
+
+    # one key
+
+    def get(self, key: bytes, buffers: bool = False) -> bytes | None:
+        """Return what is kept under a key; with ``buffers`` something that only tells that it is there."""
+        if len(key) > MAX_SHORT:
+            return self.read(lambda txn: self._long.get(txn, key))  # type: ignore[no-any-return]
+        env = self._env
+        try:
+            # As read() does it, without a call: most of what is done to a stash is this.
+            with env.reading:
+                if self._begin is not None:
+                    txn = self._begin(self._short, None, False, buffers)
+                    try:
+                        return txn.get(key)  # type: ignore[no-any-return]
+                    finally:
+                        txn.abort()
+        except LmdbError as err:
+            env.mend(err)
+        return self.read(lambda txn: txn.get(key))
+
+    def has(self, key: bytes) -> bool:
+        """Return whether a key is there."""
+        return self.get(key, True) is not None
+
+    def put(self, key: bytes, data: bytes) -> None:
+        """Keep something under a key."""
+        self.write(lambda txn: self._put(txn, key, data))
+
+    def _put(self, txn: Transaction[bytes], key: bytes, data: bytes, overwrite: bool = True) -> bool:
+        if len(key) > MAX_SHORT:
+            return self._long.put(txn, key, data, overwrite=overwrite)  # type: ignore[no-any-return]
+        return txn.put(key, data, overwrite=overwrite)
+
+    def _get(self, txn: Transaction[bytes], key: bytes) -> bytes | None:
+        return self._long.get(txn, key) if len(key) > MAX_SHORT else txn.get(key)
+
+    def add(self, key: bytes, data: bytes) -> bool:
+        """Keep something only if there is nothing, and return whether it was kept."""
+        return self.write(lambda txn: self._put(txn, key, data, overwrite=False))
+
+    def swap(self, key: bytes, old: bytes, new: bytes) -> bool:
+        """Exchange what is kept if it is still the same, and return whether it was."""
+        return self.write(lambda txn: self._get(txn, key) == old and self._put(txn, key, new))
+
+    def remove(self, key: bytes, old: bytes) -> bool:
+        """Remove a key if what is kept is still the same, and return whether it was."""
+        return self.write(lambda txn: self._get(txn, key) == old and self._delete(txn, key))
+
+    def _delete(self, txn: Transaction[bytes], key: bytes) -> bool:
+        if len(key) > MAX_SHORT:
+            return self._long.delete(txn, key)  # type: ignore[no-any-return]
+        return txn.delete(key)
+
+    def delete(self, key: bytes) -> bool:
+        """Remove a key, and return whether it was there."""
+        return self.write(lambda txn: self._delete(txn, key))
+
+    # many keys, in one transaction
+
+    def put_many(self, pairs: Sequence[Pair]) -> None:
+        """Keep many things; of several under one key the last."""
+        # In order, so that what comes next mostly belongs to the page that was just found.
+        short = sorted((pair for pair in pairs if len(pair[0]) <= MAX_SHORT), key=_first)
+        long = [pair for pair in pairs if len(pair[0]) > MAX_SHORT] if len(short) < len(pairs) else []
+
+        def work(txn: Transaction[bytes]) -> None:
+            txn.cursor().putmulti(short)
+            for key, data in long:
+                self._put(txn, key, data)
+
+        self.write(work)
+
+    def get_many(self, keys: Iterable[bytes]) -> list[bytes | None]:
+        """Return what is kept under each of the keys."""
+        return self.read(lambda txn: [self._get(txn, key) for key in keys])
+
+    def delete_many(self, keys: Iterable[bytes]) -> int:
+        """Remove many keys, and return how many were there."""
+        return self.write(lambda txn: sum(self._delete(txn, key) for key in keys))
+
+    def pages(self, low: bytes, high: bytes | None, *, reverse: bool, count: int, values: bool) -> Iterator[Any]:
+        """Iterate over the keys in ``low <= key < high``, or the pairs of keys and values, ``count`` at a time."""
+        # By pages, so that no transaction stays open while others write: what it sees could not be used again.
+        while True:
+            page = self.read(lambda txn: self._page(txn, low, high, reverse, count, values))  # noqa: B023 - called now
+            yield from page
+            if len(page) < count:
+                return
+            last = page[-1][0] if values else page[-1]
+            if reverse:
+                high = last
+            else:
+                low = last + b"\0"
+
+    def _page(
+        self, txn: Transaction[bytes], low: bytes, high: bytes | None, reverse: bool, count: int, values: bool
+    ) -> list[Any]:
+        cursor: Any = txn.cursor()
+        if reverse:
+            at = _before(cursor, high)
+            found: Any = cursor.iterprev(True, values) if at else ()
+        else:
+            found = cursor.iternext(True, values) if _at(cursor, low) else ()
+        key_of = _first if values else bytes
+        page: list[Any] = list(islice(found, count))
+        # Only the last page may have keys beyond the bound.
+        while page and (key_of(page[-1]) < low if reverse else high is not None and key_of(page[-1]) >= high):
+            page.pop()
+        long = self._long.pairs(txn, low, high, reverse)
+        more: list[Any] = [pair if values else pair[0] for pair in islice(long, count)]
+        if more:
+            page = list(islice(merge(page, more, key=key_of, reverse=reverse), count))
+        return page
+
+    def count(self) -> int:
+        """Return how many keys there are."""
+        return self.read(lambda txn: txn.stat(self._short)["entries"] + int(self._long.count(txn)))
+
+    def clear(self) -> None:
+        """Remove everything."""
+
+        def work(txn: Transaction[bytes]) -> None:
+            txn.drop(self._short, delete=False)
+            txn.drop(self._long.db, delete=False)
+
+        self.write(work)
+
+    def clear_beside(self, start: str) -> None:
+        """Remove everything from all tables whose name starts so."""
+        first = start.encode("ascii")
+
+        def work(txn: Transaction[bytes]) -> None:
+            # The names of the databases are the keys of the one that has no name.
+            names = txn.cursor(self._opened.open_db(None, txn=txn))
+            found = names.iternext(True, False) if names.set_range(first) else ()
+            for name in list(takewhile(lambda name: name.startswith(first), found)):
+                txn.drop(self._opened.open_db(name, txn=txn), delete=False)
+
+        self.write(work)
+
+
+def _at(cursor: Any, low: bytes) -> bool:
+    """Put a cursor on the first key from ``low`` on."""
+    if not cursor.set_range(low[:MAX_SHORT]):
+        return False
+    # The start of a longer bound comes before it.
+    return cursor.key() >= low or cursor.next()  # type: ignore[no-any-return]
+
+
+def _before(cursor: Any, high: bytes | None) -> bool:
+    """Put a cursor on the last key before ``high``."""
+    if high is None or not cursor.set_range(high[:MAX_SHORT]):
+        return cursor.last()  # type: ignore[no-any-return]
+    return cursor.key() < high or cursor.prev()  # type: ignore[no-any-return]
