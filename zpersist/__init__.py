@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from zpersist.codecs.pickle import PickleCodec as PickleCodec
     from zpersist.codecs.restricted import RestrictedPickleCodec as RestrictedPickleCodec
     from zpersist.codecs.signed import SignedCodec as SignedCodec
+    from zpersist.damage import Damage as Damage
     from zpersist.errors import (
         CodecError as CodecError,
     )
@@ -53,6 +54,9 @@ if TYPE_CHECKING:
     )
     from zpersist.errors import (
         ItemTimeoutError as ItemTimeoutError,
+    )
+    from zpersist.errors import (
+        MigrationError as MigrationError,
     )
     from zpersist.errors import (
         MissingDataKeysError as MissingDataKeysError,
@@ -94,6 +98,8 @@ if TYPE_CHECKING:
         ZPersistError as ZPersistError,
     )
     from zpersist.failure import Failure as Failure
+    from zpersist.migration import Migration as Migration
+    from zpersist.migration import migrate as migrate
     from zpersist.parallel.factory import (
         MultiProcessDefaultStash as MultiProcessDefaultStash,
     )
@@ -206,6 +212,7 @@ __all__ = [
     "CodecMismatchError",
     "CompressedCodec",
     "CorruptValueError",
+    "Damage",
     "Deallocatable",
     "DeallocatedError",
     "DecodeError",
@@ -232,6 +239,8 @@ __all__ = [
     "KeySubsetStash",
     "LRUCacheStash",
     "LmdbStash",
+    "Migration",
+    "MigrationError",
     "MissingDataKeysError",
     "MissingKeyError",
     "MsgpackCodec",
@@ -278,6 +287,7 @@ __all__ = [
     "dealloc",
     "dealloc_recursive",
     "fill",
+    "migrate",
     "normalize_path",
     "normalize_text",
     "persisted",
@@ -299,14 +309,16 @@ _HOMES = {
     "codecs.pickle": "PickleCodec",
     "codecs.restricted": "RestrictedPickleCodec",
     "codecs.signed": "SignedCodec",
+    "damage": "Damage",
     "errors": (
         "CodecError CodecMismatchError CorruptValueError DeallocatedError DecodeError EncodeError "
-        "FormatVersionError InvalidArgumentError InvalidDelegateError InvalidKeyError ItemTimeoutError "
+        "FormatVersionError InvalidArgumentError InvalidDelegateError InvalidKeyError ItemTimeoutError MigrationError "
         "MissingDataKeysError MissingKeyError NotPickleableError OutcomeUnknownError OwnerError "
         "PersistableError ReadOnlyError SealError StorageError UnsupportedOperationError WorkNameError "
         "WorkerDiedError ZPersistError"
     ),
     "failure": "Failure",
+    "migration": "Migration migrate",
     "parallel.factory": "MultiProcessDefaultStash MultiProcessFactoryStash MultiProcessRobustStash",
     "parallel.fill": "fill",
     "parallel.multiprocess": "MultiProcessStash",

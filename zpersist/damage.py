@@ -59,7 +59,7 @@ def verified(stash: Any, *, progress: bool, repair: Repair | None) -> Iterator[D
     """Read all values of a stash, yield what is damaged, and repair it."""
     with Progress(progress, f"verify {type(stash).__name__}", len(stash) if progress else None) as bar:
         damaged = 0
-        for done, name in enumerate(stash.keys()):
+        for done, name in enumerate(stash.keys(), 1):
             bar.show(done, 0, damaged)
             try:
                 stash._verify_one(name)

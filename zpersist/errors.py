@@ -22,6 +22,7 @@
     ├── StorageError (OSError)                 the disk, the database or the permission said no
     │   └── OutcomeUnknownError                it can't be known whether the write happened
     ├── MissingDataKeysError                   a composite lacks some of its data
+    ├── MigrationError (RuntimeError)          values of the target are not those of the source
     ├── DeallocatedError (RuntimeError)        a work used after deallocate()
     └── WorkerDiedError (RuntimeError)         a worker process was killed or crashed
         └── ItemTimeoutError (TimeoutError)    it was killed, for an item took too long
@@ -45,6 +46,7 @@ __all__ = [
     "InvalidDelegateError",
     "InvalidKeyError",
     "ItemTimeoutError",
+    "MigrationError",
     "MissingDataKeysError",
     "MissingKeyError",
     "NotPickleableError",
@@ -171,6 +173,22 @@ class MissingDataKeysError(ZPersistError):
 
     def __str__(self) -> str:
         return f"data and groups differ in the keys {sorted(self.keys)}: every key must be in exactly one group"
+
+
+class MigrationError(ZPersistError, RuntimeError):
+    """Values that are not in the target as they are in the source.
+
+    Parameters
+    ----------
+    message :
+        The text.
+    keys :
+        Their keys.
+    """
+
+    def __init__(self, message: str, keys: Iterable[str] = ()) -> None:
+        super().__init__(message)
+        self.keys = tuple(keys)
 
 
 class DeallocatedError(ZPersistError, RuntimeError):

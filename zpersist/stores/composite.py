@@ -6,12 +6,13 @@ import copy
 import os
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from attrs import define, field
 
+from zpersist.damage import Damage, Repair
 from zpersist.errors import CorruptValueError, InvalidArgumentError, MissingDataKeysError
 from zpersist.files.atomic import make_directory, storage_error, sync_directory
 from zpersist.files.locks import directory_lock
@@ -221,6 +222,12 @@ class DirectoryCompositeStash(DirectoryStash[V]):
                 )
             data.update((key, value) for key, value in part[1].items() if key in wanted)
         return data
+
+    def verify(self, *, progress: bool = False, repair: Repair | None = None) -> Iterator[Damage]:
+        """Read every file whole, those of the groups too."""
+        yield from super().verify(progress=progress, repair=repair)
+        for stash in self._stash_by_group.values():
+            yield from stash.verify(progress=progress, repair=repair)
 
     def delete(self, name: str) -> bool:
         """Remove an object with all its groups, and return whether it was there."""

@@ -1,0 +1,190 @@
+"""From one stash into another."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zpersist import (
+    CorruptValueError,
+    DictionaryStash,
+    DirectoryStash,
+    EncodeError,
+    InvalidDelegateError,
+    JsonCodec,
+    LmdbStash,
+    Migration,
+    MigrationError,
+    PickleCodec,
+    ShelveStash,
+    SignedCodec,
+    SqliteStash,
+    migrate,
+)
+from zpersist.migration import is_same
+
+KINDS = {
+    "memory": lambda path: DictionaryStash(),
+    "directory": lambda path: DirectoryStash(path / "data"),
+    "spread": lambda path: DirectoryStash(path / "data", fan_out=16),
+    "json": lambda path: DirectoryStash(path / "data", codec=JsonCodec()),
+    "signed": lambda path: SqliteStash(path / "data.db", codec=SignedCodec(None, bytes(32))),
+    "sqlite": lambda path: SqliteStash(path / "data.db"),
+    "lmdb": lambda path: LmdbStash(path / "data.lmdb"),
+    "shelve": lambda path: ShelveStash(path / "shelf"),
+}
+DATA = {"a": 1, "b": [2.5, None], "long " * 100: {"x": (1, 2)}, "ключ": {3}} | {str(n): n for n in range(250)}
+
+
+def folders(path):
+    for name in ("one", "two"):
+        (path / name).mkdir()
+        yield path / name
+
+
+@pytest.mark.parametrize("source", KINDS)
+@pytest.mark.parametrize("target", KINDS)
+def test_from_any_into_any(tmp_path, source, target):
+    one, two = folders(tmp_path)
+    with KINDS[source](one) as source, KINDS[target](two) as target:
+        source.dump_many(DATA)
+        assert migrate(source, target) == Migration(len(DATA), 0)
+        assert dict(target) == dict(source) == DATA
+        assert migrate(source, target) == Migration(0, len(DATA))
+
+
+def test_old_pickles(tmp_path):
+    for name, value in {"a": 1, "b": [2, 3]}.items():
+        (tmp_path / f"{name}.dat").write_bytes(pickle.dumps(value))
+    old, new = DirectoryStash(tmp_path, codec=PickleCodec(plain=True)), DirectoryStash(tmp_path / "new")
+    assert migrate(old, new) == (2, 0)
+    assert dict(new) == {"a": 1, "b": [2, 3]}
+
+
+class Stops(DictionaryStash):
+    """A stash that takes so many values."""
+
+    left = 120
+
+    def dump(self, name, inst):
+        self.left -= 1
+        if self.left < 0:
+            raise OSError("stopped")
+        super().dump(name, inst)
+
+
+def test_a_run_that_was_cut_short_goes_on():
+    source, target = DictionaryStash(DATA), Stops()
+    with pytest.raises(OSError, match="stopped"):
+        migrate(source, target)
+    assert len(target) == 120
+    target.left = 10_000
+    assert migrate(source, target) == (len(DATA) - 120, 120)
+    assert dict(target) == DATA
+
+
+@pytest.mark.parametrize("wrong", [2, [1], None, True, 1.0])
+def test_what_is_there_and_differs_is_told_and_kept(tmp_path, wrong):
+    source, target = DirectoryStash(tmp_path), DictionaryStash({"a": wrong})
+    source.dump_many({"a": 1, "b": 2})
+    with pytest.raises(
+        MigrationError, match=r"1 values of .* are not those of .*: 'a'; if the source is right"
+    ) as caught:
+        migrate(source, target)
+    assert caught.value.keys == ("a",)
+    assert target.load("a") is wrong
+    assert target["b"] == 2
+    assert migrate(source, target, verify=False) == (0, 2)
+
+
+class Forgets(DictionaryStash):
+    """A stash that loses values, or changes them, without a word."""
+
+    def dump(self, name, inst):
+        if name != "3":
+            super().dump(name, 0 if name == "5" else inst)
+
+
+def test_a_target_that_does_not_keep_what_it_takes_is_found_out():
+    with pytest.raises(MigrationError) as caught:
+        migrate(DictionaryStash({str(n): n for n in range(10)}), Forgets())
+    assert caught.value.keys == ("3", "5")
+
+
+def test_a_damaged_value_stops_it_and_the_next_run_goes_on(tmp_path):
+    source, target = DirectoryStash(tmp_path), DictionaryStash()
+    source.dump_many({str(n): n for n in range(50)})
+    source.key_to_path("7").write_bytes(b"cut")
+    with pytest.raises(CorruptValueError, match=r"7\.dat"):
+        migrate(source, target)
+    assert [damage.key for damage in source.verify(repair="quarantine")] == ["7"]
+    migrate(source, target)
+    assert len(target) == 49
+
+
+def test_a_value_that_the_target_can_not_keep(tmp_path):
+    source = DictionaryStash({"a": 1, "b": SimpleNamespace(x=1)})
+    with pytest.raises(EncodeError):
+        migrate(source, DirectoryStash(tmp_path, codec=JsonCodec()))
+
+
+@pytest.mark.parametrize(("source", "target"), [({}, DictionaryStash()), (DictionaryStash(), "target")])
+def test_what_is_no_stash(source, target):
+    with pytest.raises(InvalidDelegateError, match="must be a stash, not"):
+        migrate(source, target)
+
+
+def test_progress(capsys):
+    migrate(DictionaryStash({str(n): n for n in range(30)}), DictionaryStash(), progress=True)
+    assert "60/60" in capsys.readouterr().err
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(),
+    lambda inner: st.lists(inner) | st.tuples(inner, inner) | st.dictionaries(st.text(), inner),
+)
+
+
+@given(VALUES)
+def test_a_value_is_the_same_as_its_copy(value):
+    assert is_same(value, pickle.loads(pickle.dumps(value)))
+
+
+@given(VALUES, VALUES)
+def test_what_is_the_same_is_equal(one, other):
+    assert not is_same(one, other) or one == other or repr(one) == repr(other)
+
+
+class Plain:
+    def __init__(self, x):
+        self.x = x
+
+
+class Odd:
+    def __eq__(self, other):
+        raise RuntimeError("not me")
+
+    __hash__ = None
+
+
+def test_values_that_can_not_be_told_equal():
+    numpy = pytest.importorskip("numpy")
+    array = numpy.arange(10)
+    assert is_same(array, array.copy())
+    assert is_same({"a": [array]}, {"a": [array.copy()]})
+    assert not is_same(array, array + 1)
+    assert is_same(float("nan"), float("nan"))
+    assert is_same(Plain("text"), Plain("te" + "xt"[:2]))
+    assert not is_same(Plain(1), Plain(2))
+    assert not is_same(1, True)
+    assert is_same(Odd(), Odd())
+    loop, other = [1], [1]
+    loop.append(loop)
+    other.append(other)
+    assert is_same(loop, other)
+    assert isinstance(Path("x"), Path)
