@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.faults.shim import DEADLY, MODES, NAME, KILL, Mode, Report, armed, in_a_fork
+from tests.faults.shim import DEADLY, KILL, MODES, NAME, Mode, Report, armed, in_a_fork
 from tests.faults.stores import STORES, Blob, Store, contents, names_in
 from zpersist import OutcomeUnknownError, ZPersistError
 
@@ -85,9 +85,9 @@ def states(operation: Operation, ended: str) -> Iterator[dict[str, Any]]:
 class Sweep:
     """One operation of one store under one kind of fault."""
 
-    def __init__(self, kind: str, durability: str, name: str, mode: Mode, folder: Path, make: Any = None) -> None:
+    def __init__(self, kind: str, durability: str, name: str, mode: Mode, folder: Path) -> None:
         store = STORES[kind]
-        self.make = lambda path: (make or store.make)(path, durability=durability)
+        self.make = lambda path: store.make(path, durability=durability)
         self.value = store.value
         self.operation = operations(store)[name]
         self.mode = mode
@@ -127,15 +127,17 @@ class Sweep:
         return template
 
     def _leave(self, template: Path) -> None:
-        """Have writers die before they put something in its place."""
+        """Have writers die at each name they make or change, the last one at the last."""
 
-        def die() -> None:
-            with armed(str(template), 1, Mode(KILL, kinds=NAME), self.report), self.make(template) as stash:
-                stash.dump("1", self.value("never"))
+        def write(at: int) -> None:
+            with armed(str(template), at, Mode(KILL, kinds=NAME), self.report), self.make(template) as stash:
+                stash.dump("1", self.operation.before["1"])
 
-        for _ in range(2):
+        self.report.clear()
+        self._forked(lambda: write(0))
+        for at in range(1, self.report.count + 1):
             self.report.clear()
-            assert in_a_fork(die)[0] == -signal.SIGKILL
+            assert in_a_fork(lambda at=at: write(at))[0] == -signal.SIGKILL
 
     def usual(self, template: Path) -> set[str]:
         """Return the names of what is there when nothing fails."""
@@ -149,7 +151,8 @@ class Sweep:
     def _suffer(self, path: Path, at: int) -> tuple[str, str, Any]:
         """Do it under a fault; return how it ended, what was raised, and what is there in the same process."""
         ended, raised = "done", ""
-        stash = self.make(path)
+        # Kept until the process is gone: it does not come to closing anything.
+        self.kept = stash = self.make(path)
         with armed(str(path), at, self.mode, self.report):
             try:
                 self.operation.act(stash)
@@ -163,7 +166,6 @@ class Sweep:
             found = contents(stash)
         except (Exception, AssertionError) as err:
             found = f"reading raises {err!r}"
-        # Nothing is closed: the process is gone now.
         return ended, raised, found
 
     def _afterwards(self, path: Path) -> str:

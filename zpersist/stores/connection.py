@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from zpersist.errors import CorruptValueError, InvalidArgumentError, StorageError, ZPersistError
+from zpersist.errors import CorruptValueError, InvalidArgumentError, OutcomeUnknownError, StorageError, ZPersistError
 from zpersist.files.atomic import Durability, make_directory, storage_error
 
 __all__ = ["FAULTS", "Connection", "check_timeout"]
@@ -30,6 +30,9 @@ _ERRNO = {
     sqlite3.SQLITE_NOMEM: errno.ENOMEM,
     sqlite3.SQLITE_TOOBIG: errno.EFBIG,
 }
+
+#: What was written could not be synced: the next one to open the database may find it in the log.
+_UNSYNCED = (sqlite3.SQLITE_IOERR_FSYNC, sqlite3.SQLITE_IOERR_DIR_FSYNC)
 
 #: SQLite counts the milliseconds it waits in 31 bits.
 _LONGEST = 2_000_000.0
@@ -193,7 +196,8 @@ class Connection:
 
     def translate(self, err: Exception) -> ZPersistError:
         """Return the error of ours that says what one of :data:`FAULTS` means."""
-        code = getattr(err, "sqlite_errorcode", 0) & 0xFF
+        full_code = getattr(err, "sqlite_errorcode", 0)
+        code = full_code & 0xFF
         garbled = isinstance(err, UnicodeDecodeError) or "decode to UTF-8" in str(err)
         if garbled or code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
             return CorruptValueError(f"{self.file} is damaged, or no SQLite database: {err}; restore it from a copy")
@@ -203,6 +207,8 @@ class Connection:
         number = _ERRNO.get(code, errno.EIO)
         if number == errno.EIO and _is_full(self.file):
             number = errno.ENOSPC
+        if full_code in _UNSYNCED:
+            return OutcomeUnknownError(number, f"written, but SQLite could not sync it: {err}", self.file)
         return StorageError(number, f"SQLite refused: {err}", self.file)
 
     def run(self, sql: str, values: Sequence[object] = ()) -> tuple[list[Any], int]:
