@@ -47,8 +47,8 @@ class Works(CloseableStash[Any]):
         return PersistedWork(self._folder / f"{name}.dat", None, mkdir=True, **self._options)
 
     def load(self, name: str) -> Any:
-        work = self._work(name)
-        return work() if work.is_set() else None
+        # To is_set() what is damaged is not set; that it is there has to be told.
+        return self._work(name)() if (self._folder / f"{name}.dat").exists() else None
 
     def dump(self, name: str, inst: Any) -> None:
         self._work(name).set(inst)

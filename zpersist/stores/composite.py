@@ -150,7 +150,7 @@ class DirectoryCompositeStash(DirectoryStash[V]):
         data = getattr(inst, self.attribute_name)
         rest = copy.copy(inst)
         object.__setattr__(rest, self.attribute_name, None)
-        make_directory(self._root)
+        make_directory(self._root, durability=self.durability)
         with directory_lock(self._root, shared=False):
             before = self._context(name)
             if before is not None:
@@ -233,12 +233,12 @@ class DirectoryCompositeStash(DirectoryStash[V]):
             with directory_lock(self._root, shared=False):
                 # The object first: groups without one are not seen, and the next dump writes over them.
                 there = _unlink(path)
+                if there and self.durability == "fsync":
+                    sync_directory(self._root)
                 for stash in self._stash_by_group.values():
                     stash.delete(name)
         except FileNotFoundError:
             return False
-        if there and self.durability == "fsync":
-            sync_directory(self._root)
         return there
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:

@@ -9,7 +9,7 @@ from typing import Any
 from attrs import define, field
 
 from zpersist.errors import CorruptValueError
-from zpersist.files.atomic import storage_error
+from zpersist.files.atomic import storage_error, sync_directory
 from zpersist.files.envelope import read_file
 from zpersist.stores.directory import DirectoryStash
 
@@ -60,6 +60,8 @@ class GroupStash(DirectoryStash[Written]):
                 os.replace(self.waiting(name), self._file(name))
             except OSError as err:
                 raise storage_error(err, "can not write (what was there is untouched)", self._file(name)) from err
+            if self.durability == "fsync":
+                sync_directory(self._root)
 
     def put_in_place(self, name: str) -> None:
         """Put what waits in its place; if that fails it is found where it is."""
@@ -67,6 +69,10 @@ class GroupStash(DirectoryStash[Written]):
             os.replace(self.waiting(name), self._file(name))
         except OSError as err:
             logger.warning("%s stays there, where it is found as well: %s", self.waiting(name), err)
+            return
+        if self.durability == "fsync":
+            # Else the next one that waits could be on the disk before this one is in its place.
+            sync_directory(self._root)
 
     def delete(self, name: str) -> bool:
         """Delete what there is of an object that is gone; what can't be deleted is in nobody's way."""
