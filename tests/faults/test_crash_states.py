@@ -1,4 +1,4 @@
-"""After a power cut: nothing wrong is read, ever; and with ``durability="fsync"`` nothing is lost that was acknowledged.
+"""After a power cut nothing wrong is read; with ``durability="fsync"`` nothing is lost that was acknowledged.
 
 The cut may come after any call, and leave any state that the model of ``crash_states.py`` allows.  Writers that are
 broken on purpose, each in the way of a program that is in use somewhere, go through the same and must be found out.
@@ -180,7 +180,6 @@ class Examination:
 
 FILES = [kind for kind in STORES if kind != "sqlite"]
 CASES = [(kind, name) for kind in FILES for name in scripts(STORES[kind])]
-HUGE = pytest.param("composite", "many", marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize("kind, name", CASES)
@@ -190,8 +189,9 @@ def test_what_is_acknowledged_survives_a_power_cut(kind, name, scratch):
     assert states >= 2
 
 
-@pytest.mark.parametrize("kind, name", [HUGE if case == ("composite", "many") else case for case in CASES])
+@pytest.mark.parametrize("kind, name", [case for case in CASES if case != ("composite", "many")])
 def test_without_syncs_nothing_wrong_is_read(kind, name, scratch):
+    # Many objects in many files that are not synced have too many states; each of them is dumped as one is.
     wrong, states = Examination(kind, "rename", name, scratch).run()
     assert not wrong, "\n".join(wrong[:5])
     assert states >= 2
