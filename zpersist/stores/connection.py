@@ -25,7 +25,6 @@ _ERRNO = {
     sqlite3.SQLITE_LOCKED: errno.EBUSY,
     sqlite3.SQLITE_FULL: errno.ENOSPC,
     sqlite3.SQLITE_READONLY: errno.EROFS,
-    sqlite3.SQLITE_CANTOPEN: errno.EACCES,
     sqlite3.SQLITE_PERM: errno.EACCES,
     sqlite3.SQLITE_NOMEM: errno.ENOMEM,
     sqlite3.SQLITE_TOOBIG: errno.EFBIG,
@@ -87,7 +86,17 @@ def _is_full(path: str) -> bool:
         disk = os.statvfs(os.path.dirname(path))
     except OSError:
         return False
-    return disk.f_bavail * disk.f_frsize < 1 << 16
+    # A file system without a fixed number of files says that it has none.
+    return disk.f_bavail * disk.f_frsize < 1 << 16 or (disk.f_files > 0 and not disk.f_favail)
+
+
+def _why_not_opened(path: str) -> int:
+    # SQLite tells no more than "unable to open": the operating system says why nothing can be opened, or made, there.
+    try:
+        os.close(os.open(os.path.dirname(path), os.O_RDONLY | os.O_CLOEXEC))
+    except OSError as err:
+        return err.errno or errno.EACCES
+    return errno.ENOSPC if _is_full(path) else errno.EACCES
 
 
 class Connection:
@@ -205,7 +214,9 @@ class Connection:
             directory = IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
             return storage_error(directory, "can not open the database", self.file)
         number = _ERRNO.get(code, errno.EIO)
-        if number == errno.EIO and _is_full(self.file):
+        if code == sqlite3.SQLITE_CANTOPEN:
+            number = _why_not_opened(self.file)
+        elif number == errno.EIO and _is_full(self.file):
             number = errno.ENOSPC
         if full_code in _UNSYNCED:
             return OutcomeUnknownError(number, f"written, but SQLite could not sync it: {err}", self.file)
