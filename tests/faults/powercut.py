@@ -1,8 +1,8 @@
 """Real file systems on small images: the power is cut, or the disk below has no room left for what the kernel holds.
 
-To be run by root, in a mount namespace of its own (``unshare -m``).  What a process has written and not synced is in the
-memory of the kernel and not in the image; so a copy of the image is the disk after a power cut, and to mount it replays
-the journal as after a real one.
+To be run by root, in a mount namespace of its own (``unshare -m``).  What a process has written and not synced is in
+the memory of the kernel and not in the image; so a copy of the image is the disk after a power cut, and to mount it
+replays the journal as after a real one.
 """
 
 from __future__ import annotations

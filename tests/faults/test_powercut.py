@@ -1,4 +1,4 @@
-"""After a power cut on a real file system nothing is lost that was acknowledged; what could not be synced is no success.
+"""After a real power cut nothing is lost that was acknowledged; what could not be written back is no success.
 
 These need root and loop devices.  A missing sync of the *directory* shows in few of such cuts: it is held by
 ``test_crash_states.py``, which finds it always.
