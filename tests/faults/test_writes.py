@@ -1159,7 +1159,7 @@ def test_without_fsync_there_is_none(name, tmp_path):
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs the names of descriptors")
-@pytest.mark.parametrize("kind", ["directory", "work"])
+@pytest.mark.parametrize("kind", ["directory", "work", "sqlite"])
 def test_new_directories_are_on_the_disk_too(kind, tmp_path):
     # The name of a new directory lies in its parent: without a sync of that the whole directory may be lost.
     log = Log()
@@ -1167,6 +1167,10 @@ def test_new_directories_are_on_the_disk_too(kind, tmp_path):
     with watched(log, SYNC):
         if kind == "directory":
             directory(deep, durability="fsync").dump("a", 1)
+        elif kind == "sqlite":
+            # That in which the database lies SQLite syncs itself.
+            with sqlite(deep, durability="fsync") as stash:
+                stash.dump("a", 1)
         else:
             PersistedWork(deep / "work.dat", None, mkdir=True, durability="fsync").set(1)
     made = [what for name, what in log.calls if name == "mkdir"]

@@ -161,7 +161,7 @@ class Connection:
         return self._db
 
     def _open(self) -> sqlite3.Connection:
-        make_directory(os.path.dirname(self.file))
+        make_directory(os.path.dirname(self.file), durability=self.durability)
         self._make()
         db = sqlite3.connect(
             self.file,
