@@ -46,6 +46,7 @@ from zpersist.stores import directory as directory_module
 from zpersist.work import level as level_module
 
 from ..disk import on_a_small_disk
+from .stores import Blob
 
 ROOT = Path(__file__).parents[2]
 ABSENT = "nothing is there"
@@ -73,21 +74,6 @@ def forked(run: Callable[[], object]) -> int:
 
 
 # values and cases
-
-
-class Blob:
-    """A value whose bytes lie beside the pickle, when there are many of them."""
-
-    def __init__(self, data):
-        self.data = data
-
-    def __reduce_ex__(self, protocol):
-        return Blob, (pickle.PickleBuffer(self.data),)
-
-    def __eq__(self, other):
-        return isinstance(other, Blob) and bytes(self.data) == bytes(other.data)
-
-    __hash__ = None
 
 
 SMALL = {"which": "old", "n": [1, 2, 3]}, {"which": "new", "n": None}
