@@ -22,7 +22,7 @@ from zpersist.files.atomic import TEMPORARY_PREFIX, write_file
 DIRECTORY = -1
 
 #: Of more changes of names than the one, and more files than the other, not all subsets are tried.
-MANY, FEW = 8, 3
+MANY, FEW = 6, 3
 
 
 class Wrote(NamedTuple):

@@ -142,10 +142,11 @@ def suffer(kind: str, limit: str, disk: Path) -> None:
                     refused += 1
                     assert err.errno in errors, f"{errno.errorcode.get(err.errno or 0)}: {err!r}"
             # A database that is open has its files.
-            assert refused >= 2 or (kind, limit, opened) in FREE, f"only {refused} were refused"
-            if readable and refused == (4 if "add" in store.extra else 2) and kind != "sqlite":
+            free = store.database and opened and limit in ("no files", "no descriptors")
+            assert refused >= 2 or free, f"only {refused} were refused"
+            if readable and refused == (4 if "add" in store.extra else 2) and not store.database:
                 assert contents(store.make(disk)) == before
-        if (kind, limit, opened) not in FREE:
+        if not free:
             with store.make(disk) as fresh:
                 assert contents(fresh) == before, "what was there is harmed"
         stash.dump("1", new)
@@ -157,10 +158,6 @@ def suffer(kind: str, limit: str, disk: Path) -> None:
         stash.dump("1", old)
         stash.close()
         assert not names_in(disk) - usual, f"left behind: {names_in(disk) - usual}"
-
-
-#: What needs nothing of that: an open database makes no files.
-FREE = {("sqlite", "no files", True), ("sqlite", "no descriptors", True)}
 
 
 if __name__ == "__main__":

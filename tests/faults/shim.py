@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -104,7 +105,10 @@ def armed(folder: str, at: int, mode: Mode, report: Report) -> Iterator[None]:
 def in_a_fork(run: Callable[[], Any]) -> tuple[int, Any]:
     """Run a function in a child; return how that ended (minus the signal's number), and what it returned."""
     source, sink = os.pipe()
-    child = os.fork()
+    with warnings.catch_warnings():
+        # Python 3.12 and later warn of a fork while there are threads; the child here uses none.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
     if child == 0:
         code = 1
         try:

@@ -1,4 +1,4 @@
-"""The stores that are tortured: to add one, add a line to :data:`STORES`."""
+"""The stores that are tortured: to add one, add a line to :data:`STORES`, and its name to ``SHARED``."""
 
 from __future__ import annotations
 
@@ -88,6 +88,8 @@ class Store(NamedTuple):
     value: Callable[[Any], Any] = lambda plain: plain
     #: Whether ``dump_many``, ``delete_many`` and ``clear`` are one step.
     one_step: bool = False
+    #: Whether a library reads and writes its files, and keeps them open.
+    database: bool = False
     #: What it has beside the operations of all.
     extra: frozenset[str] = frozenset({"add", "update"})
 
@@ -104,8 +106,12 @@ STORES = {
         extra=frozenset(),
     ),
     "work": Store(lambda folder, **options: Works(folder / "data", **options), extra=frozenset({"compute"})),
-    "sqlite": Store(lambda folder, **options: SqliteStash(folder / "data.db", **options), one_step=True),
+    "sqlite": Store(lambda folder, **options: SqliteStash(folder / "data.db", **options), one_step=True, database=True),
 }
+
+
+#: Those of which each key is one register among processes.
+SHARED = ["directory", "sqlite"]
 
 
 def contents(stash: Any) -> dict[str, Any]:

@@ -178,7 +178,7 @@ class Examination:
         return history[acknowledged:] if self._safe else [*history, ABSENT, DAMAGED]
 
 
-FILES = [kind for kind in STORES if kind != "sqlite"]
+FILES = [kind for kind, store in STORES.items() if not store.database]
 CASES = [(kind, name) for kind in FILES for name in scripts(STORES[kind])]
 
 

@@ -12,11 +12,10 @@ import warnings
 import pytest
 
 from tests.faults.histories import Crew, broken_keys
-from tests.faults.stores import STORES
+from tests.faults.stores import SHARED, STORES
 from zpersist import CacheStash, DirectoryStash
 
 WORKERS, COUNT = 4, 400
-SHARED = ["directory", "sqlite"]
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the processes are forked")
 

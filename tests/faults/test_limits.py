@@ -20,7 +20,7 @@ from tests.faults.stores import STORES
 def suffer(program, kind, limit, disk):
     """Run a program with a disk of its own; return how that ended."""
     disk.mkdir()
-    size = f"{'8m' if kind == 'sqlite' else '64k'},nr_inodes=60"
+    size = f"{'8m' if STORES[kind].database else '64k'},nr_inodes=60"
     command = on_a_small_disk([sys.executable, "-W", "error", *program, kind, limit, str(disk)], disk, size)
     if command is None:
         assert not (os.environ.get("CI") and os.geteuid() == 0), "in CI root can mount"
