@@ -46,6 +46,7 @@ from zpersist.stores import directory as directory_module
 from zpersist.work import level as level_module
 
 from ..disk import on_a_small_disk
+from .stores import Blob
 
 ROOT = Path(__file__).parents[2]
 ABSENT = "nothing is there"
@@ -73,21 +74,6 @@ def forked(run: Callable[[], object]) -> int:
 
 
 # values and cases
-
-
-class Blob:
-    """A value whose bytes lie beside the pickle, when there are many of them."""
-
-    def __init__(self, data):
-        self.data = data
-
-    def __reduce_ex__(self, protocol):
-        return Blob, (pickle.PickleBuffer(self.data),)
-
-    def __eq__(self, other):
-        return isinstance(other, Blob) and bytes(self.data) == bytes(other.data)
-
-    __hash__ = None
 
 
 SMALL = {"which": "old", "n": [1, 2, 3]}, {"which": "new", "n": None}
@@ -1159,7 +1145,7 @@ def test_without_fsync_there_is_none(name, tmp_path):
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs the names of descriptors")
-@pytest.mark.parametrize("kind", ["directory", "work"])
+@pytest.mark.parametrize("kind", ["directory", "work", "sqlite"])
 def test_new_directories_are_on_the_disk_too(kind, tmp_path):
     # The name of a new directory lies in its parent: without a sync of that the whole directory may be lost.
     log = Log()
@@ -1167,6 +1153,10 @@ def test_new_directories_are_on_the_disk_too(kind, tmp_path):
     with watched(log, SYNC):
         if kind == "directory":
             directory(deep, durability="fsync").dump("a", 1)
+        elif kind == "sqlite":
+            # That in which the database lies SQLite syncs itself.
+            with sqlite(deep, durability="fsync") as stash:
+                stash.dump("a", 1)
         else:
             PersistedWork(deep / "work.dat", None, mkdir=True, durability="fsync").set(1)
     made = [what for name, what in log.calls if name == "mkdir"]

@@ -1,4 +1,9 @@
-"""Objects whose large parts lie in files of their own, so that only some of them need be loaded."""
+"""Objects whose large parts lie in files of their own, so that only some of them need be loaded.
+
+The file of the object names the dump that wrote each group, by a token.  A dump first writes the new groups beside the
+old ones, where they *wait*; then it replaces the object, and with that all has happened; then it puts the groups in the
+place of the old ones.  A reader takes of the two the one that the object names.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +15,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
-from attrs import define, field
-
 from zpersist.damage import Damage, Repair
 from zpersist.errors import CorruptValueError, InvalidArgumentError, MissingDataKeysError
 from zpersist.files.atomic import make_directory, storage_error, sync_directory
@@ -19,6 +22,7 @@ from zpersist.files.locks import directory_lock
 from zpersist.files.paths import as_path
 from zpersist.stash import MISSING, Missing
 from zpersist.stores.directory import DirectoryStash
+from zpersist.stores.group import GroupStash
 
 __all__ = ["DirectoryCompositeStash"]
 
@@ -34,13 +38,6 @@ class _Context(NamedTuple):
     ordered: bool
     order: list[str]
     tokens: dict[str, str]
-
-
-@define(slots=False, eq=False)
-class _GroupStash(DirectoryStash[tuple[str, dict[str, Any]]]):
-    """The values of one group: with each the token of the dump that wrote it."""
-
-    group_name: str = field(kw_only=True)
 
 
 def _check_groups(groups: Iterable[Iterable[str]]) -> tuple[frozenset[str], ...]:
@@ -78,12 +75,12 @@ class DirectoryCompositeStash(DirectoryStash[V]):
     MissingDataKeysError
         By ``dump``: the attribute has keys that no group names, or lacks some.
     CorruptValueError
-        By ``load``: a group is missing, or a process was killed while it dumped the object.
+        By ``load``: a file is damaged, or one of a group is missing.
 
     Notes
     -----
     *Concurrency*: readers and writers of one host wait for each other; ``add`` and ``update`` are not offered.
-    *Durability*: as :class:`~zpersist.DirectoryStash`; a dump that was cut short is told by the next load.
+    *Durability*: as :class:`~zpersist.DirectoryStash`: a dump that is cut short leaves the old object whole.
     *Trust*: as :class:`~zpersist.DirectoryStash`.
 
     Examples
@@ -125,11 +122,11 @@ class DirectoryCompositeStash(DirectoryStash[V]):
     def groups(self, groups: Iterable[Iterable[str]]) -> None:
         self._groups = _check_groups(groups)
         folder = Path(os.path.dirname(self._root)) / self.COMPOSITE_DIRECTORY_NAME
-        self._stash_by_group: dict[str, _GroupStash] = {}
-        self._stash_by_attribute: dict[str, _GroupStash] = {}
+        self._stash_by_group: dict[str, GroupStash] = {}
+        self._stash_by_attribute: dict[str, GroupStash] = {}
         for group in self._groups:
             name = "-".join(sorted(group))
-            stash = _GroupStash(folder / name, group_name=name, **self._options)
+            stash = GroupStash(folder / name, group_name=name, **self._options)
             self._stash_by_group[name] = stash
             self._stash_by_attribute.update(dict.fromkeys(group, stash))
 
@@ -154,11 +151,11 @@ class DirectoryCompositeStash(DirectoryStash[V]):
         data = getattr(inst, self.attribute_name)
         rest = copy.copy(inst)
         object.__setattr__(rest, self.attribute_name, None)
-        make_directory(self._root)
+        make_directory(self._root, durability=self.durability)
         with directory_lock(self._root, shared=False):
             before = self._context(name)
             if before is not None:
-                data = self._completed(name, data)
+                data = self._completed(name, data, before.tokens)
             order, groups = self._to_composite(data)
             tokens = {} if before is None else before.tokens
             if before is not None:
@@ -175,19 +172,26 @@ class DirectoryCompositeStash(DirectoryStash[V]):
                 *((self._stash_by_group[group], (token, values)) for group, values in groups),
                 (self, context),
             ]
-            ready = [(stash, stash._file(name), stash._parts(stash._file(name), name, value)) for stash, value in files]
-            for stash, path, parts in ready:
+            ready = [(stash, stash._parts(stash._file(name), name, value)) for stash, value in files]
+            for group, _ in groups:
+                # Of a dump that was cut short after it had replaced the object.
+                self._stash_by_group[group].settle(name, before and before.tokens.get(group))
+            for stash, parts in ready:
+                path = stash.waiting(name) if isinstance(stash, GroupStash) else stash._file(name)
                 stash._put(path, parts, os.replace)
+            for group, _ in groups:
+                self._stash_by_group[group].put_in_place(name)
 
-    def _completed(self, name: str, data: dict[str, Any]) -> dict[str, Any]:
+    def _completed(self, name: str, data: dict[str, Any], tokens: dict[str, str]) -> dict[str, Any]:
         """Return the data with those keys that ``load_keys`` left out of groups it loaded."""
         left_out = set() if self.load_keys is None else set(self._stash_by_attribute) - self.load_keys
         kept: dict[str, Any] = {}
         for group in self._groups:
             lacking = (group - set(data)) & left_out
             if lacking and not group.isdisjoint(data):
-                part = self._stash_by_attribute[next(iter(group))].load(name)
-                kept.update((key, part[1][key]) for key in lacking if part is not None)
+                stash = self._stash_by_attribute[next(iter(group))]
+                part = stash.of_dump(name, tokens.get(stash.group_name)) or {}
+                kept.update((key, part[key]) for key in lacking & part.keys())
         if not kept:
             return data
         return type(data)([*data.items(), *kept.items()])
@@ -214,13 +218,13 @@ class DirectoryCompositeStash(DirectoryStash[V]):
         wanted = set(self._stash_by_attribute) if self.load_keys is None else self.load_keys
         data: dict[str, Any] = {}
         for group in {self._stash_by_attribute[key].group_name for key in wanted}:
-            part = self._stash_by_group[group].load(name)
-            if part is None or part[0] != tokens.get(group):
+            part = self._stash_by_group[group].of_dump(name, tokens.get(group))
+            if part is None:
                 raise CorruptValueError(
                     f"group {group!r} of {name!r} in {self._top} is missing, or was written by a dump that was cut "
                     f"short; dump {name!r} again"
                 )
-            data.update((key, value) for key, value in part[1].items() if key in wanted)
+            data.update((key, value) for key, value in part.items() if key in wanted)
         return data
 
     def verify(self, *, progress: bool = False, repair: Repair | None = None) -> Iterator[Damage]:
@@ -236,12 +240,12 @@ class DirectoryCompositeStash(DirectoryStash[V]):
             with directory_lock(self._root, shared=False):
                 # The object first: groups without one are not seen, and the next dump writes over them.
                 there = _unlink(path)
+                if there and self.durability == "fsync":
+                    sync_directory(os.path.dirname(path))
                 for stash in self._stash_by_group.values():
                     stash.delete(name)
         except FileNotFoundError:
             return False
-        if there and self.durability == "fsync":
-            sync_directory(self._root)
         return there
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:

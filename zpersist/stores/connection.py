@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from zpersist.errors import CorruptValueError, InvalidArgumentError, StorageError, ZPersistError
+from zpersist.errors import CorruptValueError, InvalidArgumentError, OutcomeUnknownError, StorageError, ZPersistError
 from zpersist.files.atomic import Durability, make_directory, storage_error
 
 __all__ = ["FAULTS", "Connection", "check_timeout"]
@@ -25,11 +25,13 @@ _ERRNO = {
     sqlite3.SQLITE_LOCKED: errno.EBUSY,
     sqlite3.SQLITE_FULL: errno.ENOSPC,
     sqlite3.SQLITE_READONLY: errno.EROFS,
-    sqlite3.SQLITE_CANTOPEN: errno.EACCES,
     sqlite3.SQLITE_PERM: errno.EACCES,
     sqlite3.SQLITE_NOMEM: errno.ENOMEM,
     sqlite3.SQLITE_TOOBIG: errno.EFBIG,
 }
+
+#: What was written could not be synced: the next one to open the database may find it in the log.
+_UNSYNCED = (sqlite3.SQLITE_IOERR_FSYNC, sqlite3.SQLITE_IOERR_DIR_FSYNC)
 
 #: SQLite counts the milliseconds it waits in 31 bits.
 _LONGEST = 2_000_000.0
@@ -50,7 +52,7 @@ def _before_fork() -> None:
 
 def _hold_all() -> bool:
     for connection in tuple(_connections):
-        if not connection.lock.acquire(blocking=False):
+        if not connection.lock.acquire(timeout=0.1):
             _after_fork_in_parent()
             return False
         _held.append(connection)
@@ -84,7 +86,17 @@ def _is_full(path: str) -> bool:
         disk = os.statvfs(os.path.dirname(path))
     except OSError:
         return False
-    return disk.f_bavail * disk.f_frsize < 1 << 16
+    # A file system without a fixed number of files says that it has none.
+    return disk.f_bavail * disk.f_frsize < 1 << 16 or (disk.f_files > 0 and not disk.f_favail)
+
+
+def _why_not_opened(path: str) -> int:
+    # SQLite tells no more than "unable to open": the operating system says why nothing can be opened, or made, there.
+    try:
+        os.close(os.open(os.path.dirname(path), os.O_RDONLY | os.O_CLOEXEC))
+    except OSError as err:
+        return err.errno or errno.EACCES
+    return errno.ENOSPC if _is_full(path) else errno.EACCES
 
 
 class Connection:
@@ -149,7 +161,7 @@ class Connection:
         return self._db
 
     def _open(self) -> sqlite3.Connection:
-        make_directory(os.path.dirname(self.file))
+        make_directory(os.path.dirname(self.file), durability=self.durability)
         self._make()
         db = sqlite3.connect(
             self.file,
@@ -193,7 +205,8 @@ class Connection:
 
     def translate(self, err: Exception) -> ZPersistError:
         """Return the error of ours that says what one of :data:`FAULTS` means."""
-        code = getattr(err, "sqlite_errorcode", 0) & 0xFF
+        full_code = getattr(err, "sqlite_errorcode", 0)
+        code = full_code & 0xFF
         garbled = isinstance(err, UnicodeDecodeError) or "decode to UTF-8" in str(err)
         if garbled or code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
             return CorruptValueError(f"{self.file} is damaged, or no SQLite database: {err}; restore it from a copy")
@@ -201,8 +214,12 @@ class Connection:
             directory = IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
             return storage_error(directory, "can not open the database", self.file)
         number = _ERRNO.get(code, errno.EIO)
-        if number == errno.EIO and _is_full(self.file):
+        if code == sqlite3.SQLITE_CANTOPEN:
+            number = _why_not_opened(self.file)
+        elif number == errno.EIO and _is_full(self.file):
             number = errno.ENOSPC
+        if full_code in _UNSYNCED:
+            return OutcomeUnknownError(number, f"written, but SQLite could not sync it: {err}", self.file)
         return StorageError(number, f"SQLite refused: {err}", self.file)
 
     def run(self, sql: str, values: Sequence[object] = ()) -> tuple[list[Any], int]:

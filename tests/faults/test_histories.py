@@ -1,0 +1,109 @@
+"""One key is one register: what processes saw of it could have happened one after the other.
+
+Some of them are stopped for a while meanwhile, and some are killed.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+
+import pytest
+
+from tests.faults.histories import Crew, broken_keys
+from tests.faults.stores import SHARED, STORES
+from zpersist import CacheStash, DirectoryStash
+
+WORKERS, COUNT = 4, 400
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="the processes are forked")
+
+
+@pytest.fixture(autouse=True)
+def forks_are_meant():
+    # Python 3.12 and later warn of a fork while there are threads; the children here use none.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
+
+
+def history(make, folder, seed, *, kills=6, pauses=6):
+    """Return the keys of which what was seen in one history can't have happened."""
+    here = folder / str(seed)
+    here.mkdir()
+    print(f"seed {seed}")
+    seen = Crew(make, here, seed, workers=WORKERS, count=COUNT).run(kills=kills, pauses=pauses)
+    operations = [operation for key in seen for operation in seen[key]]
+    assert len(operations) >= WORKERS * COUNT
+    assert sum(operation.pending for operation in operations) <= kills
+    assert all(len(of_key) <= 500 for of_key in seen.values())
+    return broken_keys(seen)
+
+
+@pytest.mark.parametrize("seed", [*range(20), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(20, 100))])
+@pytest.mark.parametrize("kind", SHARED)
+def test_what_was_seen_could_have_happened(kind, seed, scratch):
+    assert history(STORES[kind].make, scratch, seed) == [], f"seed {seed}"
+
+
+def test_the_processes_meet_and_die(scratch):
+    # Else the histories above would say nothing.
+    crew = Crew(STORES["directory"].make, scratch, 1, workers=WORKERS, count=COUNT)
+    seen = crew.run(kills=8, pauses=0)
+    assert len(crew.logs) > WORKERS + 4, "most kills hit a process that was at work"
+    of_key = sorted(seen["1"], key=lambda operation: operation.called)
+    assert any(one.returned > other.called for one, other in zip(of_key, of_key[1:], strict=False)), "they meet"
+
+
+# it can fail: stores that are broken on purpose
+
+
+class InPlace(DirectoryStash):
+    """Cuts the old value off, then writes the new one."""
+
+    def _put(self, path, parts, place):
+        if place != self._replace or not self.path.exists():
+            super()._put(path, parts, place)
+            return
+        with open(path, "wb", buffering=0) as stream:
+            # Long enough for others to look.
+            time.sleep(0.0002)
+            for part in parts:
+                stream.write(part)
+
+
+class Torn(DirectoryStash):
+    """Reads, and writes, without a look at what was written meanwhile."""
+
+    def update(self, name, fn, default=None):
+        value = fn(self.get(name, default))
+        self.dump(name, value)
+        return value
+
+
+class Hesitant(DirectoryStash):
+    """Adds in two steps."""
+
+    def add(self, name, inst):
+        if self.exists(name):
+            return False
+        self.dump(name, inst)
+        return True
+
+
+def of(kind):
+    return lambda folder: kind(folder / "data")
+
+
+def cached(folder):
+    """Return a directory behind a cache of this process."""
+    return CacheStash(DirectoryStash(folder / "data"))
+
+
+BROKEN = {"in place": of(InPlace), "update in two steps": of(Torn), "add in two steps": of(Hesitant), "cache": cached}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_store_is_found_out(name, scratch):
+    assert any(history(BROKEN[name], scratch, seed, kills=0, pauses=0) for seed in range(20))
