@@ -122,9 +122,12 @@ class Recorder:
         real(here, there)
         if self._mine(there):
             here, there = os.fspath(here), os.fspath(there)
-            assert os.path.dirname(here) == os.path.dirname(there), "moved from one directory to another"
             self._names[there] = self._names.pop(here)
-            self.events.append(Named(((here, None), (there, self._names[there]))))
+            names = (here, None), (there, self._names[there])
+            if os.path.dirname(here) == os.path.dirname(there):
+                self.events.append(Named(names))
+            else:
+                self.events += [Named((name,)) for name in names]
 
     def _link(self, real: Any, here: Any, there: Any) -> None:
         real(here, there)

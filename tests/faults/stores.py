@@ -12,6 +12,7 @@ from zpersist import (
     DirectoryCompositeStash,
     DirectoryStash,
     IncrementKeyDirectoryStash,
+    LmdbStash,
     PersistedWork,
     SqliteStash,
 )
@@ -90,12 +91,15 @@ class Store(NamedTuple):
     one_step: bool = False
     #: Whether a library reads and writes its files, and keeps them open.
     database: bool = False
+    #: Whether its files stay when it is closed, so that it needs no new one, and whether there is room within them.
+    keeps_files: bool = False
     #: What it has beside the operations of all.
     extra: frozenset[str] = frozenset({"add", "update"})
 
 
 STORES = {
     "directory": Store(lambda folder, **options: DirectoryStash(folder / "data", **options)),
+    "spread": Store(lambda folder, **options: DirectoryStash(folder / "data", fan_out=16, **options)),
     "increment": Store(
         lambda folder, **options: IncrementKeyDirectoryStash(folder / "data", **options),
         extra=frozenset({"add", "update", "append"}),
@@ -107,11 +111,17 @@ STORES = {
     ),
     "work": Store(lambda folder, **options: Works(folder / "data", **options), extra=frozenset({"compute"})),
     "sqlite": Store(lambda folder, **options: SqliteStash(folder / "data.db", **options), one_step=True, database=True),
+    "lmdb": Store(
+        lambda folder, **options: LmdbStash(folder / "data.lmdb", **options),
+        one_step=True,
+        database=True,
+        keeps_files=True,
+    ),
 }
 
 
 #: Those of which each key is one register among processes.
-SHARED = ["directory", "sqlite"]
+SHARED = ["directory", "spread", "sqlite", "lmdb"]
 
 
 def contents(stash: Any) -> dict[str, Any]:

@@ -226,7 +226,14 @@ class Layout:
         make_directory(f"{self.root}/{HOUSE}/{_WORKSHOP}", durability=self._durability)
         with suppress(FileExistsError):
             path = f"{self.root}/{HOUSE}/fan_out"
-            write_file(path, [f"{self._fan_out}\n".encode()], durability=self._durability, place=place_new)
+            write_file(
+                path,
+                [f"{self._fan_out}\n".encode()],
+                # Without it nothing can be read: it must not be cut by the same power cut as the last values.
+                durability="fsync",
+                place=place_new,
+                workshop=self.workshop,
+            )
         return self._told()
 
     def make(self, folder: str) -> None:
