@@ -300,13 +300,12 @@ class _Doing:
     def _failed(self, place: int, err: BaseException) -> None:
         key = self.job.work.name_of(self.items[max(place, 0)])
         many = "" if place >= 0 else f" or one of {len(self.items) - 1} others"
+        self.failures[place] = failure = Failure(err, thrower=f"key {key!r}{many}")
         # A frozen one takes no note.
         with suppress(AttributeError, TypeError):
             err.add_note(f"while {self.job.work.label} made {key!r}{many}")
         if place < 0:
-            self.failures[place] = Failure(err)
             return
-        self.failures[place] = failure = Failure(err, thrower=f"key {key!r}")
         delegate, on_error = self.job.delegate, self.job.on_error
         if on_error == "raise":
             return
