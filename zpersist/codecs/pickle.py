@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from io import BytesIO
 from typing import Any
 
+from zpersist.codecs import views
 from zpersist.codecs.base import Codec
 from zpersist.errors import DecodeError, EncodeError
 
@@ -19,9 +20,9 @@ OUT_OF_BAND_BYTES = 1 << 16
 class PickleCodec(Codec):
     """Keeps whatever :mod:`pickle` can.
 
-    Buffers of 64 KiB and more (NumPy arrays, Arrow columns, anything that gives a :class:`pickle.PickleBuffer`)
-    are laid beside the pickle; a store of files maps them and hands out **read-only** views: copy an array before
-    you change it, or open the store with ``mmap=False``.
+    Buffers of 64 KiB and more (NumPy arrays, frames of pandas, Arrow columns, :class:`memoryview`, anything that gives
+    a :class:`pickle.PickleBuffer`) are laid beside the pickle; a store of files maps them and hands out **read-only**
+    views: copy an array before you change it, or open the store with ``mmap=False``.
 
     Parameters
     ----------
@@ -51,7 +52,7 @@ class PickleCodec(Codec):
     def dumps(self, value: object) -> bytes:
         """Return the pickle of the value, all in one."""
         try:
-            return pickle.dumps(value, 5)
+            return _pickled(value)
         except MemoryError:
             raise
         except Exception as err:
@@ -69,11 +70,12 @@ class PickleCodec(Codec):
             return False
 
         try:
-            return pickle.dumps(value, 5, buffer_callback=keep_in_band), buffers
+            body = _pickled(value, keep_in_band, buffers.clear)
         except MemoryError:
             raise
         except Exception as err:
             raise _encode_error(value, err) from err
+        return body, buffers
 
     def loads(self, data: bytes | bytearray | memoryview) -> Any:
         """Return the value of a pickle."""
@@ -92,6 +94,21 @@ class PickleCodec(Codec):
             raise
         except Exception as err:
             raise _decode_error(err) from err
+
+
+def _pickled(
+    value: object,
+    callback: Callable[[pickle.PickleBuffer], bool] | None = None,
+    again: Callable[[], None] = lambda: None,
+) -> bytes:
+    try:
+        return pickle.dumps(value, 5, buffer_callback=callback)
+    except TypeError as err:
+        if "memoryview" not in str(err):
+            raise
+    # What holds views is rare, and to look for them would cost all others.
+    again()
+    return views.dumps(value, buffer_callback=callback)
 
 
 def _loads_all(data: bytes | bytearray | memoryview) -> Any:
