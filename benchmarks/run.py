@@ -17,6 +17,8 @@ PROGRAMS = {
     "arrays": "Arrays in an object graph",
     "sqlite": "SQLite",
     "lmdb_stash": "LMDB",
+    "codecs": "Codecs and checks",
+    "scale": "A million keys",
     "single_flight": "Single flight",
     "parallel": "Parallel filling",
     "imports": "Imports",

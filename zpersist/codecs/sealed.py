@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from zpersist.codecs.base import Codec
@@ -17,6 +18,16 @@ from zpersist.errors import InvalidArgumentError
 __all__ = ["SealedCodec"]
 
 _FORMAT = b"zpersist seal 1"
+
+
+def _counted(name: str) -> bytes:
+    data = name.encode("utf-8", "surrogateescape")
+    return len(data).to_bytes(4, "little") + data
+
+
+@lru_cache(maxsize=256)
+def _start(codec: str, place: str) -> bytes:
+    return _FORMAT + _counted(codec) + _counted(place)
 
 
 class SealedCodec(Codec):
@@ -79,8 +90,7 @@ class SealedCodec(Codec):
 
     def context(self, place: str, key: str) -> bytes:
         """Return what a seal covers beside the value."""
-        names = (name.encode("utf-8", "surrogateescape") for name in (self.id, place, key))
-        return _FORMAT + b"".join(len(name).to_bytes(4, "little") + name for name in names)
+        return _start(self.id, place) + _counted(key)
 
     @abstractmethod
     def seal(self, data: bytes, context: bytes) -> bytes:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from attrs import define, field
 
 from zpersist.chunking import chunks
-from zpersist.codecs import PickleCodec
+from zpersist.codecs.json import JsonCodec
 from zpersist.failure import Failure
 from zpersist.files.atomic import make_directory, storage_error, write_file
 from zpersist.files.envelope import pack, read_file
@@ -72,7 +72,7 @@ class FailureFilterStash(PrimeableStash[V], DelegateStash[V]):
         if kept is not None and kept[0] == now:
             return kept[1]
         try:
-            keys = dict.fromkeys(read_file(self._file, PickleCodec()))
+            keys = dict.fromkeys(read_file(self._file, JsonCodec()))
         except FileNotFoundError:
             keys = dict.fromkeys(self._find_out())
             self._save(keys, now)
@@ -90,7 +90,7 @@ class FailureFilterStash(PrimeableStash[V], DelegateStash[V]):
         with _guard:
             if _writes[self._file] == found_out:
                 make_directory(os.path.dirname(self._file))
-                write_file(self._file, pack(PickleCodec(), list(keys), self._file))
+                write_file(self._file, pack(JsonCodec(), list(keys), self._file))
 
     def _forget(self) -> None:
         with _guard:
