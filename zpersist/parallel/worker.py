@@ -38,7 +38,7 @@ def main(
 ) -> None:
     """Do the tasks that come through a pipe, until it is closed or an empty one comes."""
     # The parent decides what an interrupt means; it ends its children by SIGTERM.
-    with suppress(_Stop, EOFError):
+    with suppress(_Stop, EOFError, ConnectionError):
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         global _pid
         _pid = os.getpid()
