@@ -18,17 +18,28 @@ from zpersist import (
     CodecMismatchError,
     CorruptValueError,
     DecodeError,
+    DictionaryStash,
     DirectoryStash,
+    EncryptedCodec,
     JsonCodec,
     MsgpackCodec,
     PickleCodec,
     RestrictedPickleCodec,
+    SignedCodec,
     SqliteStash,
+    migrate,
 )
 from zpersist.files.envelope import pack
 
 ROOT = Path(__file__).parents[2]
-CODECS = [JsonCodec(), MsgpackCodec(), RestrictedPickleCodec([Innocent]), RestrictedPickleCodec([Innocent], numpy=True)]
+CODECS = [
+    JsonCodec(),
+    MsgpackCodec(),
+    RestrictedPickleCodec([Innocent]),
+    RestrictedPickleCodec([Innocent], numpy=True),
+    SignedCodec(PickleCodec(), bytes(32)),
+    EncryptedCodec(PickleCodec(), bytes(32)),
+]
 REFUSALS = (DecodeError, CorruptValueError, CodecMismatchError)
 
 #: Loads each pickle in a fork of its own; a fork that hangs is ended.
@@ -118,6 +129,7 @@ READS = {
     "load_many": lambda stash: stash.load_many(["k"]),
     "update": lambda stash: stash.update("k", lambda value: value),
     "mapping": lambda stash: dict(stash.mapping),
+    "migrate": lambda stash: migrate(stash, DictionaryStash()),
 }
 
 
@@ -138,10 +150,11 @@ def test_a_hostile_pickle_does_nothing(name, fired, tmp_path):
     room, data = made(tmp_path, name)
     before = dict(vars(Innocent))
     for codec in CODECS:
-        with pytest.raises(DecodeError):
-            codec.loads(data)
-        with pytest.raises(DecodeError):
-            codec.load_parts(memoryview(data), [])
+        for bare in (data, bytes(32) + data):
+            with pytest.raises(REFUSALS):
+                codec.loads(bare)
+            with pytest.raises(REFUSALS):
+                codec.load_parts(memoryview(bare), [])
         for stash in (DirectoryStash(tmp_path / "data", codec=codec), SqliteStash(tmp_path / "data.db", codec=codec)):
             for kind in (codec.id, "pickle"):
                 with stash:
@@ -151,6 +164,7 @@ def test_a_hostile_pickle_does_nothing(name, fired, tmp_path):
                     for read in READS.values():
                         with pytest.raises(REFUSALS):
                             read(stash)
+                    assert [damage.key for damage in stash.verify()] == ["k"]
                     looked_at(stash)
     assert not any(room.iterdir()), "it ran"
     assert dict(vars(Innocent)) == before

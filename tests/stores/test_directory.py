@@ -76,3 +76,35 @@ def test_another_users_lock_file_spoils_nothing(tmp_path):
     assert in_child(as_another) == 0
     assert not (tmp_path / "w.dat").exists()
     assert Owner().w() == 1
+
+
+@pytest.mark.parametrize("fan_out", [0, 16])
+def test_many_values_share_the_sync_of_their_directory(tmp_path, monkeypatch, fan_out):
+    stash = DirectoryStash(tmp_path / "data", durability="fsync", fan_out=fan_out)
+    stash["warm"] = 0
+    synced = []
+    real = os.fsync
+
+    def watched(fd):
+        synced.append(os.readlink(f"/proc/self/fd/{fd}"))
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    stash.dump_many((str(n), n) for n in range(40))
+    folders = [path for path in synced if os.path.isdir(path) and ".zpersist" not in path]
+    holding = {os.path.dirname(stash.key_to_path(str(n))) for n in range(40)}
+    # Once each, and that of the sub-directories when they are made.
+    assert {folder: folders.count(folder) for folder in holding} == dict.fromkeys(holding, 1)
+    # The files have names of their own by now.
+    assert len([path for path in synced if path not in folders]) >= 40
+    synced.clear()
+
+    def breaks():
+        yield "a", 1
+        yield "b", 2
+        raise RuntimeError("no more")
+
+    with pytest.raises(RuntimeError, match="no more"):
+        stash.dump_many(breaks())
+    assert {os.path.dirname(stash.key_to_path(key)) for key in "ab"} <= set(synced)
+    assert (stash["a"], stash["b"]) == (1, 2)

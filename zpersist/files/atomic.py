@@ -89,7 +89,7 @@ def write_file(
     path: str,
     parts: Sequence[Buffer],
     *,
-    durability: Durability = "rename",
+    durability: Durability | Literal["content"] = "rename",
     place: Callable[[str, str], None] = os.replace,
     workshop: str | None = None,
 ) -> None:
@@ -102,7 +102,7 @@ def write_file(
     parts :
         The content, written one after the other without being joined.
     durability :
-        See :data:`Durability`.
+        See :data:`Durability`; ``"content"``: what is in the file is synced, and the caller syncs the directory.
     place :
         Puts the temporary file (first argument) in its place (second); default: replace what is there.
     workshop :
@@ -129,7 +129,7 @@ def write_file(
     try:
         try:
             _write_all(fd, parts)
-            if durability == "fsync":
+            if durability != "rename":
                 os.fsync(fd)
         finally:
             os.close(fd)

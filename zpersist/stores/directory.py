@@ -6,10 +6,11 @@ import errno
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from attrs import define, field, setters
 
@@ -34,7 +35,7 @@ from zpersist.files.paths import as_path
 from zpersist.files.quarantine import put_away
 from zpersist.files.sweep import sweep
 from zpersist.keys import check_str_key
-from zpersist.stash import COMPANIONS, MISSING, Missing, Stash, native
+from zpersist.stash import COMPANIONS, MISSING, Missing, Stash, native, pairs_of
 
 __all__ = ["DirectoryStash"]
 
@@ -142,7 +143,30 @@ class DirectoryStash(Stash[V]):
     def _parts(self, path: str, name: str, inst: V) -> list[Buffer]:
         return pack(self.codec.bound(self._root, name), inst, path, tag=self._layout.tag(path, name))
 
-    def _put(self, path: str, parts: list[Buffer], place: Callable[[str, str], None]) -> None:
+    @native
+    def dump_many(self, items: Mapping[str, V] | Iterable[tuple[str, V]]) -> None:
+        """Keep many values; with ``durability="fsync"`` directories are synced once, in the end."""
+        if self.durability == "rename":
+            super().dump_many(items)
+            return
+        folders: dict[str, None] = {}
+        try:
+            for name, inst in pairs_of(items):
+                path = self._file(name)
+                folders[os.path.dirname(path)] = None
+                self._put(path, self._parts(path, name, inst), self._replace, durability="content")
+        finally:
+            for folder in folders:
+                if os.path.isdir(folder):
+                    sync_directory(folder)
+
+    def _put(
+        self,
+        path: str,
+        parts: list[Buffer],
+        place: Callable[[str, str], None],
+        durability: Literal["content"] | None = None,
+    ) -> None:
         layout = self._layout
         if not self._swept:
             layout.settle(make=True)
@@ -156,14 +180,12 @@ class DirectoryStash(Stash[V]):
                 layout.make(os.path.dirname(path))
                 place(temporary, path)
 
+        write = partial(write_file, path, parts, durability=durability or self.durability, workshop=layout.workshop)
         try:
-            self._write(path, parts, place_in if self.fan_out else place)
+            write(place=place_in if self.fan_out else place)
         except FileNotFoundError:
             layout.make(os.path.dirname(path))
-            self._write(path, parts, place)
-
-    def _write(self, path: str, parts: list[Buffer], place: Callable[[str, str], None]) -> None:
-        write_file(path, parts, durability=self.durability, place=place, workshop=self._layout.workshop)
+            write(place=place)
 
     def _replace(self, temporary: str, path: str) -> None:
         with directory_lock(self._root, shared=True):
