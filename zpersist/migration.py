@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterator
-from io import BytesIO
 from typing import Any, NamedTuple, TypeVar
 
 from zpersist.chunking import chunks
 from zpersist.errors import InvalidDelegateError, MigrationError
 from zpersist.progress import Progress
+from zpersist.sameness import is_same
 from zpersist.stash import MISSING, Stash
 
 __all__ = ["Migration", "migrate"]
@@ -66,6 +65,8 @@ def migrate(source: Stash[V], target: Stash[V], *, progress: bool = False, verif
         Values of ``target`` are not those of ``source``; all others were copied.
     CorruptValueError
         A value of ``source`` is damaged (see :meth:`Stash.verify`); those before it were copied.
+    DecodeError
+        A value of ``source`` can't be made again; those before it were copied.
     EncodeError
         The codec of ``target`` can't keep a value.
 
@@ -75,8 +76,8 @@ def migrate(source: Stash[V], target: Stash[V], *, progress: bool = False, verif
     *Durability*: that of ``target``.
     *Trust*: that of both codecs.
 
-    Two values are the same if they are equal and of one type, or, of those that can't be told equal (arrays, objects
-    without ``__eq__``), if their pickles are.
+    Two values are the same if they are of one type and equal, or, of those that can't tell (arrays, objects without
+    ``__eq__``), if the parts are by which they are pickled.
 
     Examples
     --------
@@ -125,28 +126,3 @@ def _compare(source: Stash[Any], target: Stash[Any], bar: Progress, done: int) -
             f"delete them from the target, and migrate again",
             wrong,
         )
-
-
-def is_same(one: object, other: object) -> bool:
-    """Return whether two values are the same, as far as that can be told."""
-    if type(one) is not type(other):
-        return False
-    try:
-        if bool(one == other) is True:
-            return True
-    except Exception:  # noqa: BLE001, S110 - an array says that it can't be told; whatever others raise, pickles tell
-        pass
-    try:
-        return _flat(one) == _flat(other)
-    except (RecursionError, ValueError):
-        # Something holds itself.
-        return pickle.dumps(one, 5) == pickle.dumps(other, 5)
-
-
-def _flat(value: object) -> bytes:
-    # Without the memo, that two equal values may use in different ways.
-    stream = BytesIO()
-    pickler = pickle.Pickler(stream, 5)
-    pickler.fast = True
-    pickler.dump(value)
-    return stream.getvalue()

@@ -1,0 +1,95 @@
+"""Whether two values are the same, also those that can't say so themselves."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator
+from itertools import zip_longest
+from typing import Any
+
+__all__ = ["is_same"]
+
+_ABSENT = object()
+_SCALARS = (int, float, str, bytes, bool, type(None), complex, bytearray, range)
+
+
+def is_same(one: object, other: object) -> bool:
+    """Return whether two values are of one type and equal; of objects that can't tell, whether their parts are.
+
+    Parameters
+    ----------
+    one, other :
+        The values.  The parts of an object are what it is pickled by.
+    """
+    return _Comparison().same(one, other)
+
+
+class _Comparison:
+    """One comparison; remembers what is being compared, for a value may hold itself."""
+
+    def __init__(self) -> None:
+        self._begun: set[tuple[int, int]] = set()
+        # What was made for the comparison, and must not be given an id that was seen.
+        self._alive: list[object] = []
+
+    def same(self, one: Any, other: Any) -> bool:
+        if one is other:
+            return True
+        if type(one) is not type(other):
+            return False
+        kind = type(one)
+        if kind in _SCALARS:
+            # Of floats, one that is not a number isn't even equal to itself, and 0.0 is to -0.0.
+            return bool(one == other if kind is not float else repr(one) == repr(other))
+        if (pair := (id(one), id(other))) in self._begun:
+            return True
+        self._begun.add(pair)
+        self._alive += (one, other)
+        if kind in (list, tuple):
+            return len(one) == len(other) and all(map(self.same, one, other))
+        if kind is dict:
+            return self._same_dicts(one, other)
+        if kind in (set, frozenset):
+            return len(one) == len(other) and self._same_sets(one, other)
+        if kind in (pickle.PickleBuffer, memoryview):
+            return bytes(memoryview(one)) == bytes(memoryview(other))
+        return self._say_so(one, other) or self._same_parts(one, other)
+
+    def _say_so(self, one: Any, other: Any) -> bool:
+        try:
+            return bool(one == other) is True
+        except Exception:  # noqa: BLE001 - an array can't tell; whatever others raise, their parts will
+            return False
+
+    def _same_dicts(self, one: dict[Any, Any], other: dict[Any, Any]) -> bool:
+        if len(one) != len(other):
+            return False
+        return all(self.same(value, other.get(key, _ABSENT)) for key, value in one.items())
+
+    def _same_sets(self, one: Any, other: Any) -> bool:
+        if one == other and all(type(element) in _SCALARS for element in one):
+            return {(type(element), element) for element in one} == {(type(element), element) for element in other}
+        left = list(other)
+        for element in one:
+            found = next((number for number, rest in enumerate(left) if self.same(element, rest)), None)
+            if found is None:
+                return False
+            del left[found]
+        return True
+
+    def _same_parts(self, one: Any, other: Any) -> bool:
+        mine, others = self._parts_of(one), self._parts_of(other)
+        if mine is None or others is None:
+            return False
+        return all(self.same(a, b) for a, b in zip_longest(mine, others, fillvalue=_ABSENT))
+
+    def _parts_of(self, value: Any) -> list[Any] | None:
+        try:
+            reduced = value.__reduce_ex__(5)
+        except Exception:  # noqa: BLE001 - it can't be pickled, so it has no parts
+            return None
+        if isinstance(reduced, str):
+            return None
+        parts = [list(part) if isinstance(part, Iterator) else part for part in reduced]
+        self._alive.append(parts)
+        return parts
