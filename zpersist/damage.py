@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import pickletools
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
 from zpersist.errors import CorruptValueError, InvalidArgumentError, ZPersistError
 from zpersist.progress import Progress
 
-__all__ = ["QUARANTINE", "Damage", "Repair", "check_repair", "is_damaged", "is_lost", "verified"]
+__all__ = ["QUARANTINE", "Damage", "Repair", "check_repair", "is_damaged", "is_lost", "is_pickle", "verified"]
 
 #: What holds, beside the values of a stash, what was laid aside.
 QUARANTINE = "quarantine"
@@ -46,13 +47,23 @@ def is_lost(error: ZPersistError) -> bool:
     return type(error) is CorruptValueError
 
 
-def is_damaged(read: Callable[[], object]) -> bool:
-    """Return whether reading a value says that it is lost."""
+def is_damaged(read: Callable[[], object], raw: Callable[[], bytes]) -> bool:
+    """Return whether reading a value says that it is lost, and its bytes are no whole pickle of somebody else's."""
     try:
         read()
     except ZPersistError as err:
-        return is_lost(err)
+        return is_lost(err) and not is_pickle(raw())
     return False
+
+
+def is_pickle(data: bytes) -> bool:
+    """Return whether bytes are one whole pickle and nothing else; nothing of it is run."""
+    try:
+        *_, (_, _, end) = pickletools.genops(data)
+    except (ValueError, IndexError, UnicodeError):
+        return False
+    # It ends with the first STOP.
+    return (end or 0) + 1 == len(data)
 
 
 def verified(stash: Any, *, progress: bool, repair: Repair | None) -> Iterator[Damage]:

@@ -276,8 +276,9 @@ class Stash(ABC, Generic[V]):
         progress :
             Show a progress bar.
         repair :
-            ``"drop"``: delete what nobody can read any more; ``"quarantine"``: lay it aside (see the class).  What
-            another codec, key or version of zpersist may read is told, and left.
+            ``"drop"``: delete what nobody can read any more; ``"quarantine"``: lay it aside, in a place beside the
+            values that ``clear`` leaves alone.  What another codec, key or version of zpersist may read, and a plain
+            pickle, is told, and left.
 
         Returns
         -------

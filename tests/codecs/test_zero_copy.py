@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import os
 import pickle
 from array import array
@@ -143,8 +144,14 @@ def test_a_view_that_is_not_contiguous_is_refused(tmp_path):
     assert len(DirectoryStash(tmp_path)) == 0
 
 
+def needed(module):
+    """Return a module that is not among what tests need; in CI it has to be there."""
+    return importlib.import_module(module) if "CI" in os.environ else pytest.importorskip(module)
+
+
+@pytest.mark.slow
 def test_frames(keep):
-    pandas = pytest.importorskip("pandas")
+    pandas = needed("pandas")
     frame = pandas.DataFrame({"a": numpy.arange(SIZE), "b": numpy.linspace(0, 1, SIZE)})
     kept = keep({"frame": frame})["frame"]
     assert kept.equals(frame)
@@ -155,8 +162,9 @@ def test_frames(keep):
     assert private.equals(frame)
 
 
+@pytest.mark.slow
 def test_arrow(keep):
-    pyarrow = pytest.importorskip("pyarrow")
+    pyarrow = needed("pyarrow")
     table = pyarrow.table({"a": numpy.arange(SIZE), "b": [str(n) for n in range(SIZE)]})
     kept = keep([table])[0]
     assert kept.equals(table)

@@ -22,6 +22,8 @@ class Codec(ABC):
     id: str
     #: Whether it also reads what zpersist did not write, and what so has no checksum.
     plain: bool = False
+    #: Whether what it writes is read in its own place only.
+    placed: bool = False
 
     @abstractmethod
     def dumps(self, value: object) -> bytes:
@@ -62,3 +64,6 @@ def check_codec(owner: object, attribute: object, codec: object) -> None:
     if not isinstance(codec, Codec):
         hint = "give an instance of it" if isinstance(codec, type) else "such as PickleCodec()"
         raise InvalidArgumentError(f"codec of {type(owner).__name__} must be a codec, not {codec!r}; {hint}")
+    name = getattr(codec, "id", None)
+    if not isinstance(name, str) or not name or not name.isascii():
+        raise InvalidArgumentError(f"{codec!r} must have an id, a name of its own in ASCII, not {name!r}")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 from zpersist.codecs.base import Codec
+from zpersist.codecs.named import as_codec
 from zpersist.codecs.pickle import PickleCodec
 from zpersist.errors import DecodeError, EncodeError, InvalidArgumentError
 
@@ -116,13 +117,13 @@ class CompressedCodec(Codec):
 
     def __init__(
         self,
-        codec: Codec | None = None,
+        codec: Codec | str | None = None,
         method: Literal["zstd", "lz4", "zlib"] = "zstd",
         *,
         level: int | None = None,
         max_bytes: int = 1 << 28,
     ) -> None:
-        inner = PickleCodec() if codec is None else codec
+        inner = PickleCodec() if codec is None else as_codec(codec)
         if not isinstance(inner, Codec):
             raise InvalidArgumentError(f"codec of CompressedCodec must be a codec, not {codec!r}")
         if method not in _METHODS:
@@ -138,6 +139,7 @@ class CompressedCodec(Codec):
         self._level = self._method.default if level is None else level
         self._most = max_bytes
         self.id = f"{method}:{inner.id}"
+        self.placed = inner.placed
 
     def bound(self, place: str, key: str) -> Codec:
         """Return the codec for one value of one store."""

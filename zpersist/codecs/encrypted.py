@@ -60,7 +60,7 @@ class EncryptedCodec(SealedCodec):
     _algorithm = "aes-gcm"
     _key_sizes = (16, 24, 32)
 
-    def __init__(self, codec: Codec | None, key: bytes | Sequence[bytes], *, scope: str | None = None) -> None:
+    def __init__(self, codec: Codec | str | None, key: bytes | Sequence[bytes], *, scope: str | None = None) -> None:
         super().__init__(codec, key, scope=scope)
         self._ciphers = [AESGCM(one) for one in self._keys]
 

@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from zpersist.codecs.base import Codec
+from zpersist.codecs.named import as_codec
 from zpersist.codecs.pickle import PickleCodec
 from zpersist.errors import InvalidArgumentError
 
@@ -48,8 +49,8 @@ class SealedCodec(Codec):
     #: How long a key may be, in bytes.
     _key_sizes: Sequence[int]
 
-    def __init__(self, codec: Codec | None, key: bytes | Sequence[bytes], *, scope: str | None = None) -> None:
-        inner = PickleCodec() if codec is None else codec
+    def __init__(self, codec: Codec | str | None, key: bytes | Sequence[bytes], *, scope: str | None = None) -> None:
+        inner = PickleCodec() if codec is None else as_codec(codec)
         if not isinstance(inner, Codec):
             raise InvalidArgumentError(f"codec of {type(self).__name__} must be a codec, not {codec!r}")
         if scope is not None and not isinstance(scope, str):
@@ -58,6 +59,7 @@ class SealedCodec(Codec):
         self._keys = self._checked(key)
         self._scope = scope
         self.id = f"{self._algorithm}:{inner.id}"
+        self.placed = scope is None or inner.placed
 
     def _checked(self, key: object) -> tuple[bytes, ...]:
         keys = (key,) if isinstance(key, bytes) else key

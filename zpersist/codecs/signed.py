@@ -72,7 +72,7 @@ class SignedCodec(SealedCodec):
 
     def __init__(
         self,
-        codec: Codec | None,
+        codec: Codec | str | None,
         key: bytes | Sequence[bytes],
         *,
         algorithm: Literal["hmac-sha256", "blake2b"] = "hmac-sha256",

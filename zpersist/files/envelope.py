@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 from xxhash import xxh3_64, xxh3_64_intdigest
 
 from zpersist.codecs.base import Codec
+from zpersist.damage import is_pickle
 from zpersist.errors import (
     CodecMismatchError,
     CorruptValueError,
@@ -196,7 +197,19 @@ def parse(tail: Buffer, size: int, where: str) -> Frame | int:
 
 
 def _foreign(where: str, what: str) -> str:
-    return f"{where} is damaged, or is not zpersist's: {what}; look at it, then delete it, or restore it from a copy"
+    return (
+        f"{where} is damaged, or is not zpersist's: {what}; look at it, then delete it, or restore it from a copy; "
+        f"PickleCodec(plain=True) reads pickles of others"
+    )
+
+
+def _foreign_value(codec: Codec, data: bytes, where: str) -> Any:
+    try:
+        return codec.loads(data)
+    except DecodeError as err:
+        if is_pickle(data):
+            raise
+        raise CorruptValueError(_damage(where, "it is neither a value of zpersist nor a whole pickle")) from err
 
 
 def _damage(where: str, what: str) -> str:
@@ -259,7 +272,7 @@ def unpack(data: bytes, codec: Codec, tag: str, place: str) -> Any:
 
 def _unpack_closely(data: bytes, codec: Codec, tag: str, where: str) -> Any:
     if codec.plain and data and not data.endswith(_MAGIC):
-        return codec.loads(data)
+        return _foreign_value(codec, data, where)
     frame = parse(data, len(data), where)
     if isinstance(frame, int):
         raise CorruptValueError(_damage(where, "its index is cut"))
@@ -338,7 +351,7 @@ def read_open(fd: int, path: str, codec: Codec, *, mapped: bool = True, tag: str
         size = os.fstat(fd).st_size
         # What has a tag is ours.
         if codec.plain and not tag and size and _pread(fd, len(_MAGIC), max(0, size - len(_MAGIC))) != _MAGIC:
-            return codec.loads(_pread(fd, size, 0))
+            return _foreign_value(codec, _pread(fd, size, 0), path)
         if size <= _WHOLE:
             data = os.read(fd, size)
             frame = parse(data, len(data), path)

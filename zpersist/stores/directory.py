@@ -303,9 +303,15 @@ class DirectoryStash(Stash[V]):
         StorageError
             The operating system refused; from another file system, :func:`~zpersist.migrate` copies.
         """
-        if not isinstance(other, DirectoryStash) or other.codec.id != self.codec.id or other._root == self._root:
+        if not isinstance(other, DirectoryStash) or repr(other.codec) != repr(self.codec) or other._root == self._root:
             raise InvalidArgumentError(
-                f"what {self!r} takes over must be another DirectoryStash of the same codec, not {other!r}"
+                f"what {self!r} takes over must be another DirectoryStash of the same codec, not {other!r}; "
+                f"zpersist.migrate() copies any stash"
+            )
+        if self.codec.placed:
+            raise InvalidArgumentError(
+                f"what {self.codec!r} seals is read in its own place only: copy it by zpersist.migrate(), or seal it "
+                f"with scope="
             )
         moved, stays = 0, []
         for name in other.keys():
@@ -315,7 +321,7 @@ class DirectoryStash(Stash[V]):
                 stays.append(name)
         if stays:
             raise InvalidArgumentError(
-                f"{moved} values were moved from {other._root}, but under {len(stays)} keys there is one in "
+                f"{moved} values were moved from {other._root}, but of {len(stays)} keys there is a value in "
                 f"{self._root} already, such as {min(stays)!r}: delete it here or there"
             )
         return moved
@@ -345,7 +351,10 @@ class DirectoryStash(Stash[V]):
             raise self._misplaced(path, name, err) from err
 
     def _repair(self, name: str, repair: Repair) -> bool:
-        return self._put_away(self._file(name), repair, lambda path: is_damaged(lambda: self._verify_file(path, name)))
+        def is_lost_in(path: str) -> bool:
+            return is_damaged(lambda: self._verify_file(path, name), Path(path).read_bytes)
+
+        return self._put_away(self._file(name), repair, is_lost_in)
 
     def _put_away(self, path: str, repair: Repair, is_damaged: Callable[[str], bool]) -> bool:
         folder = f"{self._root}/{HOUSE}/{QUARANTINE}"
@@ -357,7 +366,8 @@ class DirectoryStash(Stash[V]):
             with suppress(FileNotFoundError):
                 os.unlink(path)
         sweep(self._layout.workshop or self._root)
-        for companion in (*COMPANIONS, QUARANTINE):
+        # What was laid aside stays.
+        for companion in COMPANIONS:
             shutil.rmtree(f"{self._root}/{HOUSE}/{companion}", ignore_errors=True)
 
     def _flight(self, name: str, purpose: str = "key") -> AbstractContextManager[None]:

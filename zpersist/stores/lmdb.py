@@ -202,7 +202,7 @@ class LmdbStash(CloseableStash[V]):
     def _repair(self, name: str, repair: Repair) -> bool:
         key = name.encode()
         data = self._table.get(key)
-        if data is None or not is_damaged(lambda: self._decode(name, data)):
+        if data is None or not is_damaged(lambda: self._decode(name, data), lambda: data):
             return False
         if repair == "quarantine":
             self._companion(QUARANTINE)._lay_aside(key, data)
@@ -294,7 +294,8 @@ class LmdbStash(CloseableStash[V]):
         self._cleared()
 
     def _cleared(self) -> None:
-        self._table.clear_beside(self._beside(""))
+        # What was laid aside stays.
+        self._table.clear_beside(self._beside(""), but=self._beside(QUARANTINE))
 
     @native
     def __len__(self) -> int:

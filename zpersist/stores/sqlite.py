@@ -188,7 +188,7 @@ class SqliteStash(CloseableStash[V]):
 
     def _repair(self, name: str, repair: Repair) -> bool:
         row = self._db.run_one(self._select, (name,))
-        if row is None or not is_damaged(lambda: self._decode(name, row[0])):
+        if row is None or not is_damaged(lambda: self._decode(name, row[0]), lambda: bytes(row[0])):
             return False
         if repair == "quarantine":
             self._companion(QUARANTINE)._lay_aside(name, row[0])
@@ -281,6 +281,9 @@ class SqliteStash(CloseableStash[V]):
             (len(self._beside("")), self._beside("")),
         )
         for (table,) in beside:
+            if table == self._beside(QUARANTINE):
+                # What was laid aside stays.
+                continue
             self._run(f'DELETE FROM "{table}"')  # noqa: S608 - a table of ours
 
     @native

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from attrs import define, field
 
 from zpersist.damage import Damage, Repair, check_repair
-from zpersist.errors import InvalidDelegateError
+from zpersist.errors import InvalidDelegateError, ReadOnlyError
 from zpersist.readonly import ReadOnlyStash
 from zpersist.stash import MISSING, CloseableStash, Missing, Stash
 from zpersist.wrappers.delegate import check_stash
@@ -85,7 +85,9 @@ class UnionStash(ReadOnlyStash[V], CloseableStash[V]):
     def verify(self, *, progress: bool = False, repair: Repair | None = None) -> Iterator[Damage]:
         """Read every value of all stashes whole, and yield what is damaged."""
         check_repair(repair)
-        return chain.from_iterable(stash.verify(progress=progress, repair=repair) for stash in self.stashes)
+        if repair is not None:
+            raise ReadOnlyError(f"verify(repair={repair!r}) on {type(self).__name__}, which is read only")
+        return chain.from_iterable(stash.verify(progress=progress) for stash in self.stashes)
 
     def close(self) -> None:
         """Close all stashes."""
