@@ -5,11 +5,13 @@ from __future__ import annotations
 import pickle
 from collections.abc import Iterator
 from itertools import zip_longest
+from types import FunctionType
 from typing import Any
 
 __all__ = ["is_same"]
 
 _ABSENT = object()
+_OF_FUNCTIONS = ("__qualname__", "__code__", "__defaults__", "__kwdefaults__")
 _SCALARS = (int, float, str, bytes, bool, type(None), complex, bytearray, range)
 
 
@@ -53,13 +55,17 @@ class _Comparison:
             return len(one) == len(other) and self._same_sets(one, other)
         if kind in (pickle.PickleBuffer, memoryview):
             return bytes(memoryview(one)) == bytes(memoryview(other))
+        if kind is FunctionType:
+            return all(self.same(getattr(one, name), getattr(other, name)) for name in _OF_FUNCTIONS)
         return self._say_so(one, other) or self._same_parts(one, other)
 
     def _say_so(self, one: Any, other: Any) -> bool:
         try:
-            return bool(one == other) is True
+            said = one == other
         except Exception:  # noqa: BLE001 - an array can't tell; whatever others raise, their parts will
             return False
+        # What is no bool is an array's answer, for each element.
+        return type(said) is bool and said
 
     def _same_dicts(self, one: dict[Any, Any], other: dict[Any, Any]) -> bool:
         if len(one) != len(other):

@@ -18,8 +18,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Generic, Self, TypeVar
 
 from zpersist.chunking import chunks
-from zpersist.damage import Damage, Repair, check_repair, verified
-from zpersist.errors import InvalidArgumentError, MissingKeyError, UnsupportedOperationError
+from zpersist.damage import Damage, Repair, check_repair, is_lost, verified
+from zpersist.errors import InvalidArgumentError, MissingKeyError, UnsupportedOperationError, ZPersistError
 from zpersist.flights import flights
 from zpersist.mapping import StashMapping
 
@@ -296,7 +296,11 @@ class Stash(ABC, Generic[V]):
         """Put a damaged value out of the way, if it is damaged still."""
         if repair == "quarantine":
             raise UnsupportedOperationError(f"{type(self).__name__} can't lay a damaged value aside; repair='drop'")
-        return self.delete(name) is not False
+        try:
+            self._verify_one(name)
+        except ZPersistError as err:
+            return is_lost(err) and self.delete(name) is not False
+        return False
 
     def scan(
         self, prefix: str = "", *, after: str | None = None, reverse: bool = False, limit: int | None = None

@@ -141,7 +141,7 @@ def test_a_value_that_is_too_large_is_not_written(tmp_path, method):
         (lambda: CompressedCodec(level=20), "level of zstd must be 1 to 19, not 20"),
         (lambda: CompressedCodec(method="zlib", level=True), "level of zlib must be 0 to 9, not True"),
         (lambda: CompressedCodec(max_bytes=0), "max_bytes must be a whole number of at least 1, not 0"),
-        (lambda: CompressedCodec("pickle", "zlib"), "codec of CompressedCodec must be a codec"),
+        (lambda: CompressedCodec(3, "zlib"), "codec of CompressedCodec must be a codec"),
     ],
 )
 def test_bad_parameters(make, words):

@@ -158,7 +158,7 @@ def test_a_flat_directory_is_taken_over(tmp_path, options):
 def test_what_is_there_already_stays(tmp_path):
     flat, spread = flat_and_spread(tmp_path)
     spread["a"] = "mine"
-    with pytest.raises(InvalidArgumentError, match="3 values were moved from .*, but under 1 keys .* such as 'a'"):
+    with pytest.raises(InvalidArgumentError, match="3 values were moved from .*, but of 1 keys .* such as 'a'"):
         spread.take_over(flat)
     assert spread["a"] == "mine"
     assert dict(flat) == {"a": 1}

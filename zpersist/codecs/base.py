@@ -49,7 +49,7 @@ class Codec(ABC):
         Parameters
         ----------
         place :
-            Where the store is.
+            Where the store is and, after a ``"\\0"``, which part of it the value belongs to.
         key :
             The key of the value.
         """

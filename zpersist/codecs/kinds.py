@@ -14,11 +14,12 @@ from collections.abc import Callable, Iterable
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Context, Decimal
 from fractions import Fraction
+from functools import cache
 from math import isnan
 from pathlib import PosixPath, PurePosixPath, PureWindowsPath, WindowsPath
 from typing import Any, NamedTuple
 from uuid import UUID, SafeUUID
-from zoneinfo import ZoneInfo
+from zoneinfo import ZoneInfo, available_timezones
 
 from zpersist.codecs.failures import failure_to_texts, texts_to_failure
 from zpersist.failure import Failure
@@ -183,8 +184,14 @@ def _apart_zone(value: ZoneInfo) -> str:
 
 
 def _together_zone(payload: Any) -> ZoneInfo:
-    _check(_ZONE.fullmatch(_text(payload)), "the name of a time zone")
+    # Looked up before: of a name that is none Python would import a module.
+    _check(_ZONE.fullmatch(_text(payload)) and payload in _zones(), "the name of a time zone")
     return ZoneInfo(payload)
+
+
+@cache
+def _zones() -> frozenset[str]:
+    return frozenset(available_timezones())
 
 
 # Others.

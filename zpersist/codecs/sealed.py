@@ -80,7 +80,11 @@ class SealedCodec(Codec):
 
     def bound(self, place: str, key: str) -> Codec:
         """Return the codec for one value of one store."""
-        return _Bound(self, self._codec.bound(place, key), place if self._scope is None else self._scope, key)
+        inner = self._codec.bound(place, key)
+        if self._scope is not None:
+            # It stands for where the store is, not for what in it the value belongs to.
+            place = "\0".join((self._scope, *place.split("\0")[1:]))
+        return _Bound(self, inner, place, key)
 
     def dumps(self, value: object) -> bytes:
         """Return the value, sealed for no place."""

@@ -29,7 +29,16 @@ def view(buffer: Any, kind: str, shape: tuple[int, ...]) -> memoryview:
     return raw.cast(kind, shape) if raw else raw.cast(kind)  # type: ignore[call-overload,no-any-return]
 
 
+#: The formats of an element that a view can be cast to.
+_KINDS = frozenset("bBhHiIlLqQnNfd?")
+
+
 def _reduced(seen: memoryview) -> tuple[Any, ...]:
+    shape = seen.shape or ()
+    if not seen.c_contiguous or seen.format not in _KINDS or (0 in shape and len(shape) > 1):
+        raise pickle.PicklingError(
+            f"a view of format {seen.format!r} and shape {shape} would not come back as it is; keep its tobytes()"
+        )
     return view, (pickle.PickleBuffer(seen), seen.format, seen.shape)
 
 

@@ -191,8 +191,13 @@ def parse(tail: Buffer, size: int, where: str) -> Frame | int:
     end = sum(slots[-1]) if slots else body_length
     if end + needed != size:
         raise CorruptValueError(_damage(where, f"it has {size} bytes, {end + needed} were written"))
-    codec = bytes(tail[names : names + name_length]).decode("ascii")
-    tag = bytes(tail[names + name_length : names + name_length + tag_length]).decode("utf-8")
+    if body_length > (slots[0][0] if slots else end):
+        raise CorruptValueError(_damage(where, "its body is longer than the value"))
+    try:
+        codec = bytes(tail[names : names + name_length]).decode("ascii")
+        tag = bytes(tail[names + name_length : names + name_length + tag_length]).decode("utf-8")
+    except UnicodeDecodeError as err:
+        raise CorruptValueError(_damage(where, "the names in its index are none")) from err
     return Frame(codec, tag, body_length, body_hash, buffers_hash, slots)
 
 

@@ -6,6 +6,7 @@ temporary files lie in ``.zpersist/tmp``: the leftovers of dead writers are foun
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -110,7 +111,7 @@ class Layout:
         for entry in self._entries():
             match = plain(entry.name)
             key = match[1] if match else self._unusual_key(entry)
-            if key is not None and entry.is_file():
+            if key is not None and entry.is_file() and (not self._width or entry.path == self.path(key)):
                 yield key
 
     def unreadable(self) -> Iterator[tuple[str, CorruptValueError]]:
@@ -127,7 +128,7 @@ class Layout:
             yield from _scanned(self.root)
             return
         for entry in _scanned(self.root):
-            if re.fullmatch(f"[0-9a-f]{{{self._width}}}", entry.name) and entry.is_dir():
+            if re.fullmatch(f"[0-9a-f]{{{self._width}}}", entry.name) and entry.is_dir(follow_symlinks=False):
                 yield from _scanned(entry.path)
 
     def _is_ours(self, file_name: str) -> bool:
@@ -213,8 +214,11 @@ class Layout:
     def _told(self) -> int | None:
         path = f"{self.root}/{HOUSE}/fan_out"
         try:
-            with open(path, encoding="ascii") as stream:
-                return int(stream.read())
+            fd = os.open(path, READ_FLAGS)
+            try:
+                return int(os.read(fd, 100))
+            finally:
+                close_quietly(fd)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as err:
@@ -242,8 +246,10 @@ class Layout:
         if self.workshop is not None:
             make_directory(self.workshop, durability=self._durability)
 
-    def move_in(self, source: str, path: str) -> bool:
+    def move_in(self, source: str, path: str) -> bool | None:
         """Move a file of another directory to its place here, and return whether the place was free.
+
+        ``None``: the file is gone meanwhile.
 
         Raises
         ------
@@ -258,19 +264,26 @@ class Layout:
                 # A move that was cut short has left both names.
                 if not os.path.samefile(source, path):
                     return False
+            except FileNotFoundError:
+                if os.path.exists(source):
+                    raise
+                return None
             if self._durability == "fsync":
                 sync_directory(os.path.dirname(path))
             os.unlink(source)
         except OSError as err:
             if isinstance(err, StorageError):
                 raise
-            raise storage_error(err, f"can not move {source} to", path) from err
+            other = "; zpersist.migrate() copies to another file system" if err.errno == errno.EXDEV else ""
+            raise storage_error(err, f"can not move {source} to its new place{other}", path) from err
         return True
 
     def _link_in(self, source: str, path: str) -> None:
         try:
             os.link(source, path)
         except FileNotFoundError:
+            if not os.path.exists(source):
+                raise
             self.make(os.path.dirname(path))
             os.link(source, path)
 

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from zpersist.damage import Damage, Repair
-from zpersist.errors import CorruptValueError, InvalidArgumentError, MissingDataKeysError
+from zpersist.errors import CorruptValueError, InvalidArgumentError, MissingDataKeysError, UnsupportedOperationError
 from zpersist.files.atomic import make_directory, storage_error, sync_directory
 from zpersist.files.locks import directory_lock
 from zpersist.files.paths import as_path
+from zpersist.keys import check_str_key, to_file_name
 from zpersist.stash import MISSING, Missing
 from zpersist.stores.directory import DirectoryStash
 from zpersist.stores.group import GroupStash
@@ -92,6 +93,7 @@ class DirectoryCompositeStash(DirectoryStash[V]):
     namespace(name='a', data={'ids': [1]})
     """
 
+    _movable = False
     INSTANCE_DIRECTORY_NAME: ClassVar[str] = "inst"
     COMPOSITE_DIRECTORY_NAME: ClassVar[str] = "comp"
 
@@ -125,7 +127,8 @@ class DirectoryCompositeStash(DirectoryStash[V]):
         self._stash_by_group: dict[str, GroupStash] = {}
         self._stash_by_attribute: dict[str, GroupStash] = {}
         for group in self._groups:
-            name = "-".join(sorted(group))
+            # A key with a dash in it must not make two groups one.
+            name = "-".join(to_file_name(check_str_key(key)).replace("-", "%2D") for key in sorted(group))
             stash = GroupStash(folder / name, group_name=name, **self._options)
             self._stash_by_group[name] = stash
             self._stash_by_attribute.update(dict.fromkeys(group, stash))
@@ -228,10 +231,12 @@ class DirectoryCompositeStash(DirectoryStash[V]):
         return data
 
     def verify(self, *, progress: bool = False, repair: Repair | None = None) -> Iterator[Damage]:
-        """Read every file whole, those of the groups too."""
-        yield from super().verify(progress=progress, repair=repair)
+        """Read every file whole, those of the groups too; an object can only be repaired by a dump of all of it."""
+        if repair is not None:
+            raise UnsupportedOperationError(f"{type(self).__name__} can't be repaired; dump or delete what is damaged")
+        yield from super().verify(progress=progress)
         for stash in self._stash_by_group.values():
-            yield from stash.verify(progress=progress, repair=repair)
+            yield from stash.verify(progress=progress)
 
     def delete(self, name: str) -> bool:
         """Remove an object with all its groups, and return whether it was there."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from attrs import define, field, setters
 
@@ -97,6 +97,8 @@ class DirectoryStash(Stash[V]):
 
     shared = True
     durable = True
+    #: Whether all of a value lies in its file.
+    _movable: ClassVar[bool] = True
 
     path: Path = field(converter=as_path, on_setattr=setters.frozen)
     pattern: str = field(default="{name}.dat", validator=check_pattern)
@@ -106,6 +108,7 @@ class DirectoryStash(Stash[V]):
     fan_out: int = field(default=0, kw_only=True, validator=check_fan_out)
     _root: str = field(init=False, repr=False)
     _layout: Layout = field(init=False, repr=False)
+    _place: str = field(init=False, repr=False)
     _locks: KeyLocks = field(init=False, repr=False)
     _swept: bool = field(init=False, repr=False, default=False)
 
@@ -113,6 +116,9 @@ class DirectoryStash(Stash[V]):
         self._root = os.path.abspath(self.path)
         self._layout = Layout(self._root, self.pattern, self.fan_out, self.durability)
         self._locks = KeyLocks.beside(self._root, directory=True)
+        # What is beside the values of another stash belongs to that.
+        folder, _, beside = self._root.partition(f"/{HOUSE}/")
+        self._place = f"{folder}\0files {beside} {self.pattern}"
 
     def key_to_path(self, name: str) -> Path:
         """Return the file in which the value of a key lies, or would lie."""
@@ -124,7 +130,7 @@ class DirectoryStash(Stash[V]):
     def _fetch(self, name: str) -> V | Missing:
         path = self._file(name)
         try:
-            codec = self.codec.bound(self._root, name)
+            codec = self.codec.bound(self._place, name)
             return read_file(path, codec, mapped=self.mmap, tag=self._layout.tag(path, name))  # type: ignore[no-any-return]
         except FileNotFoundError:
             self._layout.settle()
@@ -141,7 +147,7 @@ class DirectoryStash(Stash[V]):
         self._put(path, self._parts(path, name, inst), self._replace)
 
     def _parts(self, path: str, name: str, inst: V) -> list[Buffer]:
-        return pack(self.codec.bound(self._root, name), inst, path, tag=self._layout.tag(path, name))
+        return pack(self.codec.bound(self._place, name), inst, path, tag=self._layout.tag(path, name))
 
     @native
     def dump_many(self, items: Mapping[str, V] | Iterable[tuple[str, V]]) -> None:
@@ -260,7 +266,7 @@ class DirectoryStash(Stash[V]):
     def _read_open(self, fd: int, path: str, name: str) -> Any:
         try:
             return read_open(
-                fd, path, self.codec.bound(self._root, name), mapped=self.mmap, tag=self._layout.tag(path, name)
+                fd, path, self.codec.bound(self._place, name), mapped=self.mmap, tag=self._layout.tag(path, name)
             )
         except WrongTagError as err:
             raise self._misplaced(path, name, err) from err
@@ -303,7 +309,8 @@ class DirectoryStash(Stash[V]):
         StorageError
             The operating system refused; from another file system, :func:`~zpersist.migrate` copies.
         """
-        if not isinstance(other, DirectoryStash) or repr(other.codec) != repr(self.codec) or other._root == self._root:
+        alike = type(other) is type(self) and repr(other.codec) == repr(self.codec)
+        if not self._movable or not alike or _is_one_place(self._root, other._root):
             raise InvalidArgumentError(
                 f"what {self!r} takes over must be another DirectoryStash of the same codec, not {other!r}; "
                 f"zpersist.migrate() copies any stash"
@@ -315,9 +322,12 @@ class DirectoryStash(Stash[V]):
             )
         moved, stays = 0, []
         for name in other.keys():
-            if self._layout.move_in(other._file(name), self._file(name)):
+            # Nobody writes it anew between its two names.
+            with directory_lock(other._root, shared=False):
+                done = self._layout.move_in(other._file(name), self._file(name))
+            if done:
                 moved += 1
-            else:
+            elif done is not None:
                 stays.append(name)
         if stays:
             raise InvalidArgumentError(
@@ -342,7 +352,7 @@ class DirectoryStash(Stash[V]):
         self._verify_file(path, name)
 
     def _verify_file(self, path: str, name: str) -> None:
-        codec, tag = self.codec.bound(self._root, name), self._layout.tag(path, name)
+        codec, tag = self.codec.bound(self._place, name), self._layout.tag(path, name)
         try:
             read_file(path, codec, mapped=False, tag=tag)
         except FileNotFoundError:
@@ -378,3 +388,7 @@ class DirectoryStash(Stash[V]):
 
     def _companion(self, purpose: str) -> Stash[Any]:
         return DirectoryStash(f"{self._root}/{HOUSE}/{purpose}", codec=self.codec, durability=self.durability)
+
+
+def _is_one_place(one: str, other: str) -> bool:
+    return os.path.realpath(one) == os.path.realpath(other)

@@ -29,6 +29,11 @@ class GroupStash(DirectoryStash[Written]):
 
     group_name: str = field(kw_only=True)
 
+    def __attrs_post_init__(self) -> None:
+        super().__attrs_post_init__()
+        # All groups belong to one composite.
+        self._place = f"{os.path.dirname(self._root)}\0group {self.group_name} {self.pattern}"
+
     def waiting(self, name: str) -> str:
         """Return the file in which a new group lies until its object has been replaced; no key has such a name."""
         folder, file = os.path.split(self._file(name))
@@ -44,7 +49,7 @@ class GroupStash(DirectoryStash[Written]):
     def _load_waiting(self, name: str) -> Written | None:
         path, tag = self.waiting(name), self._layout.tag(self._file(name), name)
         try:
-            codec = self.codec.bound(self._root, name)
+            codec = self.codec.bound(self._place, name)
             return read_file(path, codec, mapped=self.mmap, tag=tag)  # type: ignore[no-any-return]
         except FileNotFoundError:
             return None

@@ -21,7 +21,7 @@ from zpersist.files.locks import Claims, KeyLocks
 from zpersist.files.paths import as_path
 from zpersist.forklock import ForkLock
 from zpersist.keys import check_str_key
-from zpersist.stash import MISSING, CloseableStash, Missing, check_limit, native, pairs_of
+from zpersist.stash import COMPANIONS, MISSING, CloseableStash, Missing, check_limit, native, pairs_of
 
 if TYPE_CHECKING:
     from zpersist.stores.table import Table
@@ -132,7 +132,7 @@ class LmdbStash(CloseableStash[V]):
 
     def __attrs_post_init__(self) -> None:
         self._file = os.path.abspath(self.path)
-        self._place = f"{self._file}:{self.database}"
+        self._place = f"{self._file}\0database {self.database}"
         self._locks = KeyLocks.beside(self._file)
         self._connect()
 
@@ -294,8 +294,8 @@ class LmdbStash(CloseableStash[V]):
         self._cleared()
 
     def _cleared(self) -> None:
-        # What was laid aside stays.
-        self._table.clear_beside(self._beside(""), but=self._beside(QUARANTINE))
+        for purpose in COMPANIONS:
+            self._table.clear_beside(self._beside(purpose))
 
     @native
     def __len__(self) -> int:

@@ -267,7 +267,7 @@ class ShelveStash(CloseableStash[V]):
     # values
 
     def _encode(self, name: str, inst: V) -> bytes:
-        (data,) = pack(self.codec.bound(self._file, name), inst, name, tag=name, out_of_band=False)
+        (data,) = pack(self.codec.bound(f"{self._file}\0shelf", name), inst, name, tag=name, out_of_band=False)
         return bytes(data)
 
     def _remember(self, name: str, data: bytes, inst: V) -> None:
@@ -283,7 +283,7 @@ class ShelveStash(CloseableStash[V]):
                 data = db.get(name.encode())
             if data is None:
                 return MISSING
-            value: V = unpack(data, self.codec.bound(self._file, name), name, self._file)
+            value: V = unpack(data, self.codec.bound(f"{self._file}\0shelf", name), name, self._file)
             self._remember(name, data, value)
             return value
 
@@ -368,7 +368,7 @@ class ShelveStash(CloseableStash[V]):
         return self._locks.claims("fill")
 
     def _companion(self, purpose: str) -> Stash[Any]:
-        return ShelveStash(f"{self._file}.{purpose}", timeout=self.timeout)
+        return ShelveStash(f"{self._file}.{purpose}", codec=self.codec, timeout=self.timeout)
 
     def _cleared(self) -> None:
         for purpose in COMPANIONS:

@@ -20,7 +20,7 @@ from zpersist.files.envelope import pack, unpack
 from zpersist.files.locks import Claims, KeyLocks
 from zpersist.files.paths import as_path
 from zpersist.keys import check_str_key
-from zpersist.stash import MISSING, CloseableStash, Missing, check_limit, native, pairs_of
+from zpersist.stash import COMPANIONS, MISSING, CloseableStash, Missing, check_limit, native, pairs_of
 from zpersist.stores.connection import FAULTS, Connection, check_timeout
 
 __all__ = ["SqliteStash"]
@@ -107,7 +107,7 @@ class SqliteStash(CloseableStash[V]):
 
     def __attrs_post_init__(self) -> None:
         self._file = os.path.abspath(self.path)
-        self._place = f"{self._file}:{self.table}"
+        self._place = f"{self._file}\0table {self.table}"
         self._locks = KeyLocks.beside(self._file)
         table = f'"{self.table}"'
         self._db = Connection(
@@ -276,15 +276,10 @@ class SqliteStash(CloseableStash[V]):
         self._cleared()
 
     def _cleared(self) -> None:
-        beside, _ = self._run(
-            "SELECT name FROM sqlite_master WHERE type='table' AND substr(name, 1, ?)=?",
-            (len(self._beside("")), self._beside("")),
-        )
-        for (table,) in beside:
-            if table == self._beside(QUARANTINE):
-                # What was laid aside stays.
-                continue
-            self._run(f'DELETE FROM "{table}"')  # noqa: S608 - a table of ours
+        for purpose in COMPANIONS:
+            there, _ = self._run("SELECT 1 FROM sqlite_master WHERE type='table' AND name=?", (self._beside(purpose),))
+            if there:
+                self._run(f'DELETE FROM "{self._beside(purpose)}"')  # noqa: S608 - a table of ours
 
     @native
     def __len__(self) -> int:

@@ -245,17 +245,18 @@ class Table:
 
         self.write(work)
 
-    def clear_beside(self, start: str, *, but: str) -> None:
-        """Remove everything from all tables whose name starts so, but not from those whose name starts with ``but``."""
-        first, kept = start.encode("ascii"), but.encode("ascii")
+    def clear_beside(self, name: str) -> None:
+        """Remove everything from another table of this file, if there is one."""
+        first = name.encode("ascii")
+        wanted = (first, first + b":long")
 
         def work(txn: Transaction[bytes]) -> None:
             # The names of the databases are the keys of the one that has no name.
             names = txn.cursor(self._opened.open_db(None, txn=txn))
             found = names.iternext(True, False) if names.set_range(first) else ()
-            for name in list(takewhile(lambda name: name.startswith(first), found)):
-                if not name.startswith(kept):
-                    txn.drop(self._opened.open_db(name, txn=txn), delete=False)
+            for table in list(takewhile(lambda table: table.startswith(first), found)):
+                if table in wanted:
+                    txn.drop(self._opened.open_db(table, txn=txn), delete=False)
 
         self.write(work)
 

@@ -132,7 +132,7 @@ class FileLevel(_Place):
         self._told = False
         self._folder = os.path.dirname(self.path)
         self._locks = KeyLocks.beside(self.path)
-        self._bound = codec.bound(self.path, version)
+        self._bound = codec.bound(f"{self.path}\0work", version)
 
     def load(self) -> Any:
         try:

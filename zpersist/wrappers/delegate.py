@@ -160,7 +160,12 @@ class DelegateStash(CloseableStash[V]):
 
     def verify(self, *, progress: bool = False, repair: Repair | None = None) -> Iterator[Damage]:
         """Read every value of the delegate whole, and yield what is damaged."""
-        return self.delegate.verify(progress=progress, repair=repair)
+        try:
+            yield from self.delegate.verify(progress=progress, repair=repair)
+        finally:
+            if repair is not None:
+                # What was put out of the way is not to be found in a cache.
+                self._outdated()
 
     def close(self) -> None:
         """Close the delegate."""
