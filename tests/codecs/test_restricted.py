@@ -502,3 +502,23 @@ def test_what_it_does_not_prevent():
         assert Outer.more == 5
     finally:
         del Outer.more
+
+
+@pytest.mark.parametrize("thing", [getattr, eval, exec, compile, open, __import__, functools.partial, os.system])
+def test_what_gives_everything_can_not_be_allowed(thing):
+    with pytest.raises(InvalidArgumentError, match="to allow it is to allow everything"):
+        RestrictedPickleCodec([dict, thing])
+
+
+class Bound:
+    def method(self):
+        return 1
+
+
+def test_no_error_advises_to_allow_everything():
+    with pytest.raises(EncodeError, match="found by getattr, can't be; leave it out") as caught:
+        RestrictedPickleCodec([Bound]).dumps(Bound().method)
+    assert "give it in" not in str(caught.value)
+    numpy = pytest.importorskip("numpy")
+    with pytest.raises(EncodeError, match=r"RestrictedPickleCodec\(numpy=True\) keeps arrays"):
+        RestrictedPickleCodec([]).dumps(numpy.arange(3))

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import copyreg
+import functools
 import io
+import operator
+import os
 import pickle
 import pickletools
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib import import_module
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
@@ -51,6 +55,8 @@ def _check_allowed(codec: object, attribute: object, allowed: tuple[Any, ...]) -
                 "allowed must not have Failure: it loads a pickle of its own; leave it out, for failures are kept "
                 "without it, with a stand-in for the exception"
             )
+        if any(thing is one for one in _GIVES_ALL):
+            raise InvalidArgumentError(f"allowed must not have {thing!r}: to allow it is to allow everything")
         module, name = _name_of(thing)
         found: Any = sys.modules.get(module)
         for part in name.split("."):
@@ -60,6 +66,31 @@ def _check_allowed(codec: object, attribute: object, allowed: tuple[Any, ...]) -
                 f"allowed has {thing!r}, which can't be found as {module}.{name}: "
                 f"define it in a module, not in a function"
             )
+
+
+#: What gives everything: to allow it is to allow all.  There are more; this is against a slip, not an attack.
+_GIVES_ALL = (
+    getattr,
+    eval,
+    exec,
+    compile,
+    open,
+    __import__,
+    import_module,
+    os.system,
+    operator.attrgetter,
+    operator.methodcaller,
+    functools.partial,
+    functools.reduce,
+)
+
+
+def _remedy(name: Name) -> str:
+    if name == ("builtins", "getattr"):
+        return "a bound method, or what else is found by getattr, can't be; leave it out, or keep the object"
+    if name[0].partition(".")[0] == "numpy":
+        return "RestrictedPickleCodec(numpy=True) keeps arrays and scalars"
+    return "give it in RestrictedPickleCodec(allowed=[…]), or leave it out"
 
 
 class _Unpickler(pickle.Unpickler):
@@ -120,10 +151,7 @@ class _Pickler(pickle.Pickler):
 
     def _check(self, thing: Any, name: Name) -> None:
         if name not in self._names or self._names[name] is not thing:
-            raise EncodeError(
-                f"the value needs {'.'.join(name)}, which is not allowed: "
-                f"give it in RestrictedPickleCodec(allowed=[…]), or leave it out"
-            )
+            raise EncodeError(f"the value needs {'.'.join(name)}, which is not allowed: {_remedy(name)}")
         if name in copyreg._extension_registry:  # type: ignore[attr-defined]
             raise EncodeError(
                 f"{'.'.join(name)} has a number in copyreg.add_extension, and numbers are refused: remove it there"
