@@ -126,10 +126,15 @@ class Environment:
         if self._lmdb is not None and self._identity != identity_of(self.file):
             # Somebody has put another file in its place, or deleted it.
             self.close()
-        if self._lmdb is None:
-            self._lmdb = open_environment(self.file, map_size)
-            self._identity = identity_of(self.file)
+        # Before it is opened: a stash that is collected at that moment must find a user, or it would close it.
         self._users.add(user)
+        if self._lmdb is None:
+            try:
+                self._lmdb = open_environment(self.file, map_size)
+                self._identity = identity_of(self.file)
+            except BaseException:
+                self._users.discard(user)
+                raise
         return self._lmdb
 
     def leave(self, user: User, *, wait: bool = True) -> None:
