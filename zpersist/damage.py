@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickletools
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
@@ -59,7 +60,7 @@ def is_damaged(read: Callable[[], object], raw: Callable[[], bytes]) -> bool:
 def is_pickle(data: bytes) -> bool:
     """Return whether bytes are one whole pickle and nothing else; nothing of it is run."""
     try:
-        *_, (_, _, end) = pickletools.genops(data)
+        ((_, _, end),) = deque(pickletools.genops(data), maxlen=1)
     except (ValueError, IndexError, UnicodeError):
         return False
     # It ends with the first STOP.

@@ -11,7 +11,6 @@ from typing import Any
 __all__ = ["is_same"]
 
 _ABSENT = object()
-_OF_FUNCTIONS = ("__qualname__", "__code__", "__defaults__", "__kwdefaults__")
 _SCALARS = (int, float, str, bytes, bool, type(None), complex, bytearray, range)
 
 
@@ -30,7 +29,8 @@ class _Comparison:
     """One comparison; remembers what is being compared, for a value may hold itself."""
 
     def __init__(self) -> None:
-        self._begun: set[tuple[int, int]] = set()
+        # While a pair is being compared it counts as the same; then it is what came out.
+        self._verdicts: dict[tuple[int, int], bool] = {}
         # What was made for the comparison, and must not be given an id that was seen.
         self._alive: list[object] = []
 
@@ -43,10 +43,21 @@ class _Comparison:
         if kind in _SCALARS:
             # Of floats, one that is not a number isn't even equal to itself, and 0.0 is to -0.0.
             return bool(one == other if kind is not float else repr(one) == repr(other))
-        if (pair := (id(one), id(other))) in self._begun:
-            return True
-        self._begun.add(pair)
+        pair = id(one), id(other)
+        if pair in self._verdicts:
+            return self._verdicts[pair]
+        before = len(self._verdicts)
+        self._verdicts[pair] = True
         self._alive += (one, other)
+        if self._same_inside(kind, one, other):
+            return True
+        # What was found meanwhile may rest on the assumption that this pair is the same.
+        for later in list(self._verdicts)[before:]:
+            del self._verdicts[later]
+        self._verdicts[pair] = False
+        return False
+
+    def _same_inside(self, kind: type, one: Any, other: Any) -> bool:
         if kind in (list, tuple):
             return len(one) == len(other) and all(map(self.same, one, other))
         if kind is dict:
@@ -54,9 +65,10 @@ class _Comparison:
         if kind in (set, frozenset):
             return len(one) == len(other) and self._same_sets(one, other)
         if kind in (pickle.PickleBuffer, memoryview):
-            return bytes(memoryview(one)) == bytes(memoryview(other))
+            mine, others = memoryview(one), memoryview(other)
+            return (mine.format, mine.shape, mine.tobytes()) == (others.format, others.shape, others.tobytes())
         if kind is FunctionType:
-            return all(self.same(getattr(one, name), getattr(other, name)) for name in _OF_FUNCTIONS)
+            return self.same(_parts_of_function(one), _parts_of_function(other))
         return self._say_so(one, other) or self._same_parts(one, other)
 
     def _say_so(self, one: Any, other: Any) -> bool:
@@ -68,9 +80,10 @@ class _Comparison:
         return type(said) is bool and said
 
     def _same_dicts(self, one: dict[Any, Any], other: dict[Any, Any]) -> bool:
-        if len(one) != len(other):
+        # Keys of different types may be equal.
+        if {(type(key), key) for key in one} != {(type(key), key) for key in other}:
             return False
-        return all(self.same(value, other.get(key, _ABSENT)) for key, value in one.items())
+        return all(self.same(value, other[key]) for key, value in one.items())
 
     def _same_sets(self, one: Any, other: Any) -> bool:
         if one == other and all(type(element) in _SCALARS for element in one):
@@ -99,3 +112,8 @@ class _Comparison:
         parts = [list(part) if isinstance(part, Iterator) else part for part in reduced]
         self._alive.append(parts)
         return parts
+
+
+def _parts_of_function(function: FunctionType) -> list[Any]:
+    cells = [cell.cell_contents for cell in function.__closure__ or ()]
+    return [function.__qualname__, function.__code__, function.__defaults__, function.__kwdefaults__, cells]

@@ -92,6 +92,7 @@ def run(engine, trouble, root, *, disk=None):
     if disk is not None:
         line = on_a_small_disk(line, disk, "2m")
         if line is None:
+            assert not ("CI" in os.environ and os.geteuid() == 0), "in CI root can mount"
             pytest.skip("no disk can be mounted here")
     done = subprocess.run(line, capture_output=True, text=True, env=environment(), timeout=110, check=False)
     words = ("summary", "failure", "cause", "error")

@@ -233,3 +233,38 @@ def test_values_that_can_not_be_told_equal():
     other.append(other)
     assert is_same(loop, other)
     assert isinstance(Path("x"), Path)
+
+
+def maker(x):
+    return lambda: x
+
+
+class Pair:
+    """An object without ``__eq__``."""
+
+    def __init__(self, *parts):
+        self.parts = parts
+
+
+def test_what_only_looks_the_same():
+    numpy = pytest.importorskip("numpy")
+    for one, other in (
+        ({1: "a"}, {True: "a"}),
+        ({"a": None}, {"b": None}),
+        (memoryview(b"12345678"), memoryview(b"12345678").cast("q")),
+        (maker(1), maker(2)),
+        (numpy.array([1]), numpy.array([1.0])),
+        (numpy.array([1]), numpy.array([[1]])),
+    ):
+        assert not is_same(one, other)
+    assert is_same(maker(1), maker(1))
+    assert is_same({1: "a"}, {1: "a"})
+
+
+def test_a_pair_that_was_found_different_stays_so():
+    # In sets each is tried with each; what differs in one trial is met again in the next.
+    x, y = Pair(1), Pair(2)
+    one, other = {Pair(x, "a"), Pair(x, "b")}, {Pair(y, "a"), Pair(y, "b")}
+    assert not is_same(one, other)
+    assert is_same(one, {Pair(Pair(1), "b"), Pair(Pair(1), "a")})
+    assert not is_same([x, x], [y, y])
