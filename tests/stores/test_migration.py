@@ -27,7 +27,7 @@ from zpersist import (
     SqliteStash,
     migrate,
 )
-from zpersist.sameness import is_same
+from zpersist.sameness import _Comparison, is_same
 
 KINDS = {
     "memory": lambda path: DictionaryStash(),
@@ -264,6 +264,9 @@ def test_what_only_looks_the_same():
 def test_a_pair_that_was_found_different_stays_so():
     # In sets each is tried with each; what differs in one trial is met again in the next.
     x, y = Pair(1), Pair(2)
+    comparison = _Comparison()
+    assert [comparison.same(x, y) for _ in range(3)] == [False] * 3
+    assert not comparison.same(Pair(x, "a"), Pair(y, "a"))
     one, other = {Pair(x, "a"), Pair(x, "b")}, {Pair(y, "a"), Pair(y, "b")}
     assert not is_same(one, other)
     assert is_same(one, {Pair(Pair(1), "b"), Pair(Pair(1), "a")})

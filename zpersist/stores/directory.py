@@ -67,8 +67,8 @@ class DirectoryStash(Stash[V]):
     mmap :
         Map large buffers (arrays) and hand out read-only views; otherwise load private, writable copies.
     fan_out :
-        Over how many sub-directories the files are spread: 16, 256 or 4096; 0: none.  For a hundred thousand keys and
-        more; a directory stays as it was begun (see :meth:`take_over`).
+        Over how many sub-directories the files are spread: 16, 256 or 4096; 0: none.  For file systems that get slow
+        with very many files in one directory; a directory stays as it was begun (see :meth:`take_over`).
 
     Raises
     ------
