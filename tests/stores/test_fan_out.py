@@ -5,11 +5,20 @@ from __future__ import annotations
 import errno
 import multiprocessing
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
-from zpersist import CorruptValueError, DirectoryStash, InvalidArgumentError, StorageError, fill
+from zpersist import (
+    CorruptValueError,
+    DirectoryStash,
+    InvalidArgumentError,
+    PickleCodec,
+    SignedCodec,
+    StorageError,
+    fill,
+)
 from zpersist.testing import StashSuite
 
 fork = multiprocessing.get_context("fork")
@@ -193,3 +202,46 @@ def test_what_can_not_be_taken_over(tmp_path, other):
     for what in (other(tmp_path), stash):
         with pytest.raises(InvalidArgumentError, match="must be another DirectoryStash of the same codec"):
             stash.take_over(what)
+
+
+def test_a_flat_stash_sees_that_another_one_has_spread_the_directory(tmp_path):
+    flat = DirectoryStash(tmp_path / "data")
+    flat["a"] = 1
+    del flat["a"]
+    spread = DirectoryStash(tmp_path / "data", fan_out=16)
+    spread["a"] = 2
+    for write in (lambda: flat.dump("a", 3), lambda: flat.add("b", 3), lambda: flat.update("b", lambda old: 3)):
+        with pytest.raises(InvalidArgumentError, match="fan_out=16"):
+            write()
+    assert list(spread) == [("a", 2)]
+    assert not list((tmp_path / "data").glob("*.dat"))
+
+
+def test_a_removed_directory_is_spread_again(tmp_path):
+    stash = DirectoryStash(tmp_path / "data", fan_out=16)
+    stash["a"] = 1
+    shutil.rmtree(tmp_path / "data")
+    stash["b"] = 2
+    with pytest.raises(InvalidArgumentError, match="fan_out=16"):
+        list(DirectoryStash(tmp_path / "data"))
+    assert list(DirectoryStash(tmp_path / "data", fan_out=16)) == [("b", 2)]
+
+
+@pytest.mark.parametrize("options", [{}, {"codec": SignedCodec(PickleCodec(), b"k" * 32)}])
+def test_two_paths_to_one_directory_are_one_place(tmp_path, options):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    one = DirectoryStash(tmp_path / "real" / "data", **options)
+    other = DirectoryStash(tmp_path / "link" / "data", **options)
+    one["a"] = 1
+    assert other["a"] == 1
+    (tmp_path / "again").symlink_to(tmp_path / "real" / "data")
+    third = DirectoryStash(tmp_path / "again", **options)
+    assert third["a"] == 1
+    lock = one._locks.acquire("key a")
+    try:
+        for stash in (other, third):
+            with pytest.raises(TimeoutError):
+                stash._locks.acquire("key a", timeout=0)
+    finally:
+        lock.release()

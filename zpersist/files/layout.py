@@ -181,19 +181,20 @@ class Layout:
     # how the directory is spread
 
     def settle(self, *, make: bool = False) -> None:
-        """See that the directory is spread as this says, once.
+        """See that the directory is spread as this says; once, but a flat one before each change.
 
         Parameters
         ----------
         make :
-            Make what is missing.
+            Something is to be written: make what is missing.
 
         Raises
         ------
         InvalidArgumentError
             It is spread in another way.
         """
-        if self._settled:
+        # Nothing tells of a flat directory that it is one, so another program may have spread it since.
+        if self._settled and (self._fan_out or not make):
             return
         there = self._told()
         if there is None and self._fan_out:
@@ -242,9 +243,12 @@ class Layout:
 
     def make(self, folder: str) -> None:
         """Make the directory, and those below that writing needs."""
-        make_directory(folder, durability=self._durability)
-        if self.workshop is not None:
+        if self.workshop is not None and not os.path.isdir(self.workshop):
+            # All of it is new, or somebody has removed it.
+            self._settled = False
+            self.settle(make=True)
             make_directory(self.workshop, durability=self._durability)
+        make_directory(folder, durability=self._durability)
 
     def move_in(self, source: str, path: str) -> bool | None:
         """Move a file of another directory to its place here, and return whether the place was free.

@@ -118,6 +118,7 @@ class KeyLocks:
     def beside(cls, path: str, *, directory: bool = False) -> KeyLocks:
         """Return the locks of a file or directory, in a lock file beside it; of a directory, else in it."""
         folder, name = os.path.split(path)
+        folder = os.path.realpath(folder)
         if len(os.fsencode(name)) > 200:
             name = blake2b(os.fsencode(name), digest_size=20).hexdigest()
         return cls(f"{folder}/.{name}.lock", fallback=f"{path}/.lock" if directory else None)

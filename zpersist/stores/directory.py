@@ -115,9 +115,11 @@ class DirectoryStash(Stash[V]):
     def __attrs_post_init__(self) -> None:
         self._root = os.path.abspath(self.path)
         self._layout = Layout(self._root, self.pattern, self.fan_out, self.durability)
-        self._locks = KeyLocks.beside(self._root, directory=True)
+        # Whoever comes by a symbolic link meets the others there.
+        real = os.path.realpath(self._root)
+        self._locks = KeyLocks.beside(real, directory=True)
         # What is beside the values of another stash belongs to that.
-        folder, _, beside = self._root.partition(f"/{HOUSE}/")
+        folder, _, beside = real.partition(f"/{HOUSE}/")
         self._place = f"{folder}\0files {beside} {self.pattern}"
 
     def key_to_path(self, name: str) -> Path:
@@ -174,8 +176,8 @@ class DirectoryStash(Stash[V]):
         durability: Literal["content"] | None = None,
     ) -> None:
         layout = self._layout
+        layout.settle(make=True)
         if not self._swept:
-            layout.settle(make=True)
             self._swept = True
             sweep(layout.workshop or self._root)
 
