@@ -14,7 +14,7 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar, cast
 
 from zpersist.damage import Damage, Repair, is_lost, is_pickle
 from zpersist.errors import (
@@ -25,7 +25,7 @@ from zpersist.errors import (
     MissingDataKeysError,
     ZPersistError,
 )
-from zpersist.files.atomic import make_directory, storage_error, sync_directory
+from zpersist.files.atomic import Buffer, make_directory, storage_error, sync_directory
 from zpersist.files.locks import directory_lock
 from zpersist.files.paths import as_path
 from zpersist.stash import MISSING, Missing
@@ -156,38 +156,41 @@ class DirectoryCompositeStash(DirectoryStash[V]):
                 self._written.settle(self._tokens)
             whole = self._stash_by_attribute.keys() <= set(data)
             before = self._before(name, whole)
-            tokens: dict[str, str] = {}
-            if before is not None and not whole:
-                tokens = before.tokens
-                data = self._completed(name, data, tokens)
+            base = None if whole else before
+            if base is not None:
+                data = self._completed(name, data, base.tokens)
             order, groups = self._to_composite(data)
-            if before is not None and not whole:
-                order += [key for key in before.order if key not in data]
-            kept = dict(groups).keys() | tokens.keys()
-            lacking = [key for key, stash in self._stash_by_attribute.items() if stash.group_name not in kept]
+            token = uuid.uuid4().hex
+            tokens = {group: token for group, _ in groups}
+            if base is not None:
+                tokens = {**base.tokens, **tokens}
+                order += [key for key in base.order if key not in data]
+            lacking = [key for key, stash in self._stash_by_attribute.items() if stash.group_name not in tokens]
             if lacking:
                 raise MissingDataKeysError(lacking)
-            token = uuid.uuid4().hex
-            tokens = {**tokens, **{group: token for group, _ in groups}}
-            context: Any = tuple(_Context(rest, self.attribute_name, isinstance(data, OrderedDict), order, tokens))
-            # All is encoded before anything is written: what can't be encoded leaves the old object whole.
-            files: list[tuple[DirectoryStash[Any], Any]] = [
-                *((self._stash_by_group[group], (token, values)) for group, values in groups),
-                (self, context),
-            ]
-            ready = [(stash, stash._parts(stash._file(name), name, value)) for stash, value in files]
-            # Groups that it has no more, for it was written with others.
-            stale = [stash for stash in self._written.written() if stash.group_name not in tokens]
-            for group, _ in groups:
-                # Of a dump that was cut short after it had replaced the object.
-                self._stash_by_group[group].settle(name, before and before.tokens.get(group))
-            for stash, parts in ready:
-                path = stash.waiting(name) if isinstance(stash, GroupStash) else stash._file(name)
-                stash._put(path, parts, os.replace)
-            for group, _ in groups:
-                self._stash_by_group[group].put_in_place(name)
-            for stash in stale:
-                stash.delete(name)
+            context = _Context(rest, self.attribute_name, isinstance(data, OrderedDict), order, tokens)
+            self._write(name, context, token, groups, {} if before is None else before.tokens)
+
+    def _write(self, name: str, context: _Context, token: str, groups: list[Group], before: dict[str, str]) -> None:
+        # All is encoded before anything is written: what can't be encoded leaves the old object whole.
+        ready: list[tuple[GroupStash, list[Buffer]]] = []
+        for group, part in groups:
+            stash = self._stash_by_group[group]
+            ready.append((stash, stash._parts(stash._file(name), name, (token, part))))
+        path = self._file(name)
+        parts = self._parts(path, name, cast(V, tuple(context)))
+        # Groups that it has no more, for it was written with others.
+        stale = [stash for stash in self._written.written() if stash.group_name not in context.tokens]
+        for stash, _ in ready:
+            # Of a dump that was cut short after it had replaced the object.
+            stash.settle(name, before.get(stash.group_name))
+        for stash, group_parts in ready:
+            stash._put(stash.waiting(name), group_parts, os.replace)
+        self._put(path, parts, os.replace)
+        for stash, _ in ready:
+            stash.put_in_place(name)
+        for stash in stale:
+            stash.delete(name)
 
     def _before(self, name: str, whole: bool) -> _Context | None:
         """Return what the object is that a dump replaces; a whole one can replace what can't be read."""

@@ -186,6 +186,10 @@ class GroupStash(DirectoryStash[Written]):
         place = os.path.relpath(self._file(name), self._root)
         return GroupFile(self._file(name), place, name), GroupFile(self.waiting(name), place, name)
 
+    def sweep(self) -> None:
+        """Delete the temporary files of dead writers."""
+        sweep(self._layout.workshop or self._root)
+
     def delete(self, name: str) -> bool:
         """Delete what there is of an object that is gone; what can't be deleted is in nobody's way."""
         there, waits = (self._discard(file.path) for file in self.files_of(name))
@@ -267,6 +271,9 @@ class Groups:
             Returns the dumps that wrote the groups of an object.
         """
         for stash in self.written():
+            if stash.group_name not in self.by_name:
+                # The others are swept when they are written.
+                stash.sweep()
             # A key that lies in its file is settled by the next dump of it.
             for key in [file.key for file in stash.files(waiting=True) if file.key is not None]:
                 try:
@@ -293,4 +300,4 @@ class Groups:
         """Delete what belongs to no object, and temporary files of dead writers."""
         self.put_orphans_away("drop")
         for stash in self.written():
-            sweep(stash._layout.workshop or stash._root)
+            stash.sweep()
