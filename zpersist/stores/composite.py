@@ -82,7 +82,8 @@ class DirectoryCompositeStash(DirectoryStash[V]):
     Notes
     -----
     *Concurrency*: readers and writers of one host wait for each other; ``add`` and ``update`` are not offered.
-    *Durability*: as :class:`~zpersist.DirectoryStash`: a dump that is cut short leaves the old object whole.
+    *Durability*: as :class:`~zpersist.DirectoryStash`: a dump that is cut short leaves the old object whole, or the new
+    one.  What it leaves behind is no part of any object, and goes with the next dumps, or by ``clear``.
     *Trust*: as :class:`~zpersist.DirectoryStash`.
 
     Examples
