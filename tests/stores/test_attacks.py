@@ -27,7 +27,6 @@ from zpersist import (
     SignedCodec,
     SqliteStash,
     UnionStash,
-    UnsupportedOperationError,
 )
 from zpersist.damage import is_pickle
 from zpersist.files.envelope import pack
@@ -135,14 +134,6 @@ def test_whole_pickles_are_told_without_running_them(protocol):
         assert not is_pickle(data + b".")
     for data in (b"", b".x", b"text", b"\x80"):
         assert not is_pickle(data)
-
-
-def test_a_composite_is_not_repaired_file_by_file(tmp_path):
-    stash = DirectoryCompositeStash(tmp_path, ({"x"},), "data")
-    stash["a"] = SimpleNamespace(data={"x": 1})
-    with pytest.raises(UnsupportedOperationError, match="can't be repaired; dump or delete what is damaged"):
-        list(stash.verify(repair="drop"))
-    assert list(stash.verify()) == []
 
 
 def test_a_union_is_not_repaired(tmp_path):

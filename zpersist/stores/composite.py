@@ -1,8 +1,9 @@
 """Objects whose large parts lie in files of their own, so that only some of them need be loaded.
 
-The file of the object names the dump that wrote each group, by a token.  A dump first writes the new groups beside the
-old ones, where they *wait*; then it replaces the object, and with that all has happened; then it puts the groups in the
-place of the old ones.  A reader takes of the two the one that the object names.
+The file of the object names its groups, and the dump that wrote each, by a token.  A dump first writes the new groups
+beside the old ones, where they *wait*; then it replaces the object, and with that all has happened; then it puts the
+groups in the place of the old ones.  A reader takes of the two the one that the object names.  So what is in no object,
+or not of the dump that the object names, is a leftover.
 """
 
 from __future__ import annotations
@@ -13,17 +14,23 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar, cast
 
-from zpersist.damage import Damage, Repair
-from zpersist.errors import CorruptValueError, InvalidArgumentError, MissingDataKeysError, UnsupportedOperationError
-from zpersist.files.atomic import make_directory, storage_error, sync_directory
+from zpersist.damage import Damage, Repair, is_lost, is_pickle
+from zpersist.errors import (
+    CodecError,
+    CorruptValueError,
+    DecodeError,
+    InvalidArgumentError,
+    MissingDataKeysError,
+    ZPersistError,
+)
+from zpersist.files.atomic import Buffer, make_directory, storage_error, sync_directory
 from zpersist.files.locks import directory_lock
 from zpersist.files.paths import as_path
-from zpersist.keys import check_str_key, to_file_name
 from zpersist.stash import MISSING, Missing
 from zpersist.stores.directory import DirectoryStash
-from zpersist.stores.group import GroupStash
+from zpersist.stores.group import Groups, GroupStash, check_groups
 
 __all__ = ["DirectoryCompositeStash"]
 
@@ -36,20 +43,11 @@ class _Context(NamedTuple):
     """What the file of an object holds beside the object itself."""
 
     rest: Any
+    attribute: str
     ordered: bool
     order: list[str]
+    #: Of each group, by its name, the dump that wrote it.
     tokens: dict[str, str]
-
-
-def _check_groups(groups: Iterable[Iterable[str]]) -> tuple[frozenset[str], ...]:
-    sets = tuple(frozenset([group]) if isinstance(group, str) else frozenset(group) for group in groups)
-    names = [name for group in sets for name in group]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise InvalidArgumentError(f"the keys {twice} are in more than one group: each belongs in exactly one")
-    if not sets or not all(sets):
-        raise InvalidArgumentError(f"groups must be sets of keys, at least one and none empty, not {groups!r}")
-    return sets
 
 
 class DirectoryCompositeStash(DirectoryStash[V]):
@@ -75,13 +73,17 @@ class DirectoryCompositeStash(DirectoryStash[V]):
     ------
     MissingDataKeysError
         By ``dump``: the attribute has keys that no group names, or lacks some.
+    InvalidArgumentError
+        By ``load``, and by ``dump`` of an object that lacks groups: it was written with other groups, or with another
+        attribute.  A ``dump`` of a whole object takes the place of such a one.
     CorruptValueError
         By ``load``: a file is damaged, or one of a group is missing.
 
     Notes
     -----
     *Concurrency*: readers and writers of one host wait for each other; ``add`` and ``update`` are not offered.
-    *Durability*: as :class:`~zpersist.DirectoryStash`: a dump that is cut short leaves the old object whole.
+    *Durability*: as :class:`~zpersist.DirectoryStash`: a dump that is cut short leaves the old object whole, or the new
+    one.  What it leaves behind is no part of any object, and goes with the next dumps, or by ``clear``.
     *Trust*: as :class:`~zpersist.DirectoryStash`.
 
     Examples
@@ -122,16 +124,11 @@ class DirectoryCompositeStash(DirectoryStash[V]):
 
     @groups.setter
     def groups(self, groups: Iterable[Iterable[str]]) -> None:
-        self._groups = _check_groups(groups)
-        folder = Path(os.path.dirname(self._root)) / self.COMPOSITE_DIRECTORY_NAME
-        self._stash_by_group: dict[str, GroupStash] = {}
-        self._stash_by_attribute: dict[str, GroupStash] = {}
-        for group in self._groups:
-            # A key with a dash in it must not make two groups one.
-            name = "-".join(to_file_name(check_str_key(key)).replace("-", "%2D") for key in sorted(group))
-            stash = GroupStash(folder / name, group_name=name, **self._options)
-            self._stash_by_group[name] = stash
-            self._stash_by_attribute.update(dict.fromkeys(group, stash))
+        self._groups = check_groups(groups)
+        folder = f"{os.path.dirname(self._root)}/{self.COMPOSITE_DIRECTORY_NAME}"
+        self._written = Groups(self._root, folder, self._groups, self._options)
+        self._stash_by_group = self._written.by_name
+        self._stash_by_attribute = self._written.by_key
 
     def _to_composite(self, data: dict[str, Any]) -> tuple[list[str], list[Group]]:
         unknown = set(data) - set(self._stash_by_attribute)
@@ -156,34 +153,57 @@ class DirectoryCompositeStash(DirectoryStash[V]):
         object.__setattr__(rest, self.attribute_name, None)
         make_directory(self._root, durability=self.durability)
         with directory_lock(self._root, shared=False):
-            before = self._context(name)
-            if before is not None:
-                data = self._completed(name, data, before.tokens)
+            if not self._swept:
+                self._written.settle(self._tokens)
+            whole = self._stash_by_attribute.keys() <= set(data)
+            before = self._before(name, whole)
+            base = None if whole else before
+            if base is not None:
+                data = self._completed(name, data, base.tokens)
             order, groups = self._to_composite(data)
-            tokens = {} if before is None else before.tokens
-            if before is not None:
-                order += [key for key in before.order if key not in data]
-            kept = dict(groups).keys() | tokens.keys()
-            lacking = [key for key, stash in self._stash_by_attribute.items() if stash.group_name not in kept]
+            token = uuid.uuid4().hex
+            tokens = {group: token for group, _ in groups}
+            if base is not None:
+                tokens = {**base.tokens, **tokens}
+                order += [key for key in base.order if key not in data]
+            lacking = [key for key, stash in self._stash_by_attribute.items() if stash.group_name not in tokens]
             if lacking:
                 raise MissingDataKeysError(lacking)
-            token = uuid.uuid4().hex
-            tokens = {**tokens, **{group: token for group, _ in groups}}
-            context: Any = tuple(_Context(rest, isinstance(data, OrderedDict), order, tokens))
-            # All is encoded before anything is written: what can't be encoded leaves the old object whole.
-            files: list[tuple[DirectoryStash[Any], Any]] = [
-                *((self._stash_by_group[group], (token, values)) for group, values in groups),
-                (self, context),
-            ]
-            ready = [(stash, stash._parts(stash._file(name), name, value)) for stash, value in files]
-            for group, _ in groups:
-                # Of a dump that was cut short after it had replaced the object.
-                self._stash_by_group[group].settle(name, before and before.tokens.get(group))
-            for stash, parts in ready:
-                path = stash.waiting(name) if isinstance(stash, GroupStash) else stash._file(name)
-                stash._put(path, parts, os.replace)
-            for group, _ in groups:
-                self._stash_by_group[group].put_in_place(name)
+            context = _Context(rest, self.attribute_name, isinstance(data, OrderedDict), order, tokens)
+            self._write(name, context, token, groups, {} if before is None else before.tokens)
+
+    def _write(self, name: str, context: _Context, token: str, groups: list[Group], before: dict[str, str]) -> None:
+        # All is encoded before anything is written: what can't be encoded leaves the old object whole.
+        ready: list[tuple[GroupStash, list[Buffer]]] = []
+        for group, part in groups:
+            stash = self._stash_by_group[group]
+            ready.append((stash, stash._parts(stash._file(name), name, (token, part))))
+        path = self._file(name)
+        parts = self._parts(path, name, cast(V, tuple(context)))
+        # Groups that it has no more, for it was written with others.
+        stale = [stash for stash in self._written.written() if stash.group_name not in context.tokens]
+        for stash, _ in ready:
+            # Of a dump that was cut short after it had replaced the object.
+            stash.settle(name, before.get(stash.group_name))
+        for stash, group_parts in ready:
+            stash._put(stash.waiting(name), group_parts, os.replace)
+        self._put(path, parts, os.replace)
+        for stash, _ in ready:
+            stash.put_in_place(name)
+        for stash in stale:
+            stash.delete(name)
+
+    def _before(self, name: str, whole: bool) -> _Context | None:
+        """Return what the object is that a dump replaces; a whole one can replace what can't be read."""
+        try:
+            before = self._context(name)
+        except (CodecError, CorruptValueError):
+            if not whole:
+                raise
+            return None
+        if before is not None and not whole:
+            self._check_settings(name, before)
+        return before
 
     def _completed(self, name: str, data: dict[str, Any], tokens: dict[str, str]) -> dict[str, Any]:
         """Return the data with those keys that ``load_keys`` left out of groups it loaded."""
@@ -193,15 +213,32 @@ class DirectoryCompositeStash(DirectoryStash[V]):
             lacking = (group - set(data)) & left_out
             if lacking and not group.isdisjoint(data):
                 stash = self._stash_by_attribute[next(iter(group))]
-                part = stash.of_dump(name, tokens.get(stash.group_name)) or {}
-                kept.update((key, part[key]) for key in lacking & part.keys())
+                part = stash.of_dump(name, tokens[stash.group_name], mapped=self.mmap)
+                kept.update((key, part[key]) for key in lacking)
         if not kept:
             return data
         return type(data)([*data.items(), *kept.items()])
 
     def _context(self, name: str) -> _Context | None:
         context: Any = DirectoryStash._fetch(self, name)
-        return None if context is MISSING else _Context(*context)
+        if context is MISSING:
+            return None
+        if not isinstance(context, tuple) or len(context) != len(_Context._fields):
+            raise DecodeError(f"{self._file(name)} holds no object of a composite: read it with what wrote it")
+        return _Context(*context)
+
+    def _tokens(self, name: str) -> dict[str, str]:
+        context = self._context(name)
+        return {} if context is None else context.tokens
+
+    def _check_settings(self, name: str, context: _Context) -> None:
+        written = context.attribute, sorted(context.tokens)
+        if written != (self.attribute_name, sorted(self._stash_by_group)):
+            raise InvalidArgumentError(
+                f"{name!r} in {self._top} was written with the attribute {written[0]!r} and the groups {written[1]}, "
+                f"not {self.attribute_name!r} and {sorted(self._stash_by_group)}: open it with those, or delete it, "
+                f"or dump all of it again"
+            )
 
     def _fetch(self, name: str) -> V | Missing:
         try:
@@ -209,6 +246,7 @@ class DirectoryCompositeStash(DirectoryStash[V]):
                 context = self._context(name)
                 if context is None:
                     return MISSING
+                self._check_settings(name, context)
                 data = self._from_composite(name, context.tokens)
         except FileNotFoundError:
             return MISSING
@@ -221,37 +259,69 @@ class DirectoryCompositeStash(DirectoryStash[V]):
         wanted = set(self._stash_by_attribute) if self.load_keys is None else self.load_keys
         data: dict[str, Any] = {}
         for group in {self._stash_by_attribute[key].group_name for key in wanted}:
-            part = self._stash_by_group[group].of_dump(name, tokens.get(group))
-            if part is None:
-                raise CorruptValueError(
-                    f"group {group!r} of {name!r} in {self._top} is missing, or was written by a dump that was cut "
-                    f"short; dump {name!r} again"
-                )
+            part = self._stash_by_group[group].of_dump(name, tokens[group], mapped=self.mmap)
             data.update((key, value) for key, value in part.items() if key in wanted)
         return data
-
-    def verify(self, *, progress: bool = False, repair: Repair | None = None) -> Iterator[Damage]:
-        """Read every file whole, those of the groups too; an object can only be repaired by a dump of all of it."""
-        if repair is not None:
-            raise UnsupportedOperationError(f"{type(self).__name__} can't be repaired; dump or delete what is damaged")
-        yield from super().verify(progress=progress)
-        for stash in self._stash_by_group.values():
-            yield from stash.verify(progress=progress)
 
     def delete(self, name: str) -> bool:
         """Remove an object with all its groups, and return whether it was there."""
         path = self._file(name)
         try:
             with directory_lock(self._root, shared=False):
+                stashes = tuple(self._written.written())
                 # The object first: groups without one are not seen, and the next dump writes over them.
                 there = _unlink(path)
                 if there and self.durability == "fsync":
                     sync_directory(os.path.dirname(path))
-                for stash in self._stash_by_group.values():
+                for stash in stashes:
                     stash.delete(name)
         except FileNotFoundError:
             return False
         return there
+
+    def _cleared(self) -> None:
+        super()._cleared()
+        self._written.clear()
+
+    # damage
+
+    def verify(self, *, progress: bool = False, repair: Repair | None = None) -> Iterator[Damage]:
+        """Read every object whole, with all its groups; an object is repaired as a whole.
+
+        What dumps and deletions left behind that were cut short is no damage; with ``repair`` it is put away too.
+        """
+        yield from super().verify(progress=progress, repair=repair)
+        if repair is not None:
+            self._written.put_orphans_away(repair)
+            if os.path.isdir(self._root):
+                with directory_lock(self._root, shared=False):
+                    self._written.settle(self._tokens)
+
+    def _verify_one(self, name: str) -> None:
+        with directory_lock(self._root, shared=True):
+            self._verify_whole(name)
+
+    def _verify_whole(self, name: str) -> None:
+        super()._verify_one(name)
+        context = self._context(name)
+        if context is None:
+            return
+        self._check_settings(name, context)
+        self._written.verify(name, context.tokens)
+
+    def _repair(self, name: str, repair: Repair) -> bool:
+        def is_lost_in(path: str) -> bool:
+            try:
+                self._verify_whole(name)
+            except ZPersistError as err:
+                files = path, *self._written.files_of(name)
+                return is_lost(err) and not any(is_pickle(Path(file).read_bytes()) for file in files)
+            return False
+
+        if not self._put_away(self._file(name), repair, is_lost_in):
+            return False
+        self._written.put_orphans_away(repair, name)
+        return True
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         return _restore, (type(self), self._top, self._groups, self.attribute_name, self.load_keys, self._options)
