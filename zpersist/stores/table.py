@@ -70,19 +70,31 @@ class Table:
     def _open(self) -> None:
         env = self._env
         with env.writing, env.reading:
-            if self._begin is not None:
+            if self._begin is not None and env.is_in_place():
                 return
             opened = env.join(self, self._map_size)
             if opened.max_key_size() < MAX_SHORT:
                 raise StorageError(errno.EINVAL, f"this LMDB was built for keys below {MAX_SHORT} bytes", env.file)
             # Changes nothing, and so writes nothing, if the databases are there.
             with opened.begin(write=True) as txn:
-                short = opened.open_db(self.name, txn=txn)
-                long = opened.open_db(self.name + b":long", txn=txn)
+                short = self._open_db(opened, self.name, txn)
+                long = self._open_db(opened, self.name + b":long", txn)
             if self._synced:
                 sync_directory(os.path.dirname(env.file))
             self._short, self._long = short, LongKeys(long, env.file)
             self._opened, self._begin = opened, opened.begin
+
+    def _open_db(self, opened: Any, name: bytes, txn: Transaction[bytes]) -> Any:
+        db = opened.open_db(name, txn=txn)
+        # In a database that was made so keys are in another order, or a value stays beside the one that follows it.
+        foreign = sorted(flag for flag, is_set in db.flags(txn).items() if is_set)
+        if foreign:
+            raise StorageError(
+                errno.EINVAL,
+                f"the database {name!r} is not one of ours: it has {foreign}; take another",
+                self._env.file,
+            )
+        return db
 
     def read(self, work: Callable[[Transaction[bytes]], T]) -> T:
         """Return what a function makes of a transaction that reads; it may be called again."""
@@ -103,7 +115,7 @@ class Table:
         while True:
             try:
                 with env.writing:
-                    if self._begin is not None:
+                    if self._begin is not None and env.is_in_place():
                         txn = self._begin(self._short, None, True)
                         try:
                             result = work(txn)
@@ -174,6 +186,43 @@ class Table:
     def delete(self, key: bytes) -> bool:
         """Remove a key, and return whether it was there."""
         return self.write(lambda txn: self._delete(txn, key))
+
+    # what is kept as it is kept
+
+    def short_keys(self) -> Iterator[bytes]:
+        """Iterate over all keys that LMDB takes itself."""
+        return self._raw_keys(lambda: self._short)
+
+    def records(self) -> Iterator[bytes]:
+        """Iterate over the starts of long keys, of which each has a record."""
+        return self._raw_keys(lambda: self._long.db)
+
+    def _raw_keys(self, db: Callable[[], Any], count: int = 1000) -> Iterator[bytes]:
+        low = b""
+
+        def page(txn: Transaction[bytes]) -> list[bytes]:
+            # The handle is another one when the environment has been opened again.
+            cursor = txn.cursor(db())
+            return list(islice(cursor.iternext(True, False), count)) if _at(cursor, low) else []
+
+        while True:
+            keys = self.read(page)
+            yield from keys
+            if len(keys) < count:
+                return
+            low = keys[-1] + b"\0"
+
+    def keys_of_record(self, start: bytes) -> list[bytes]:
+        """Return the keys that begin so, or raise if their record is damaged."""
+        return self.read(lambda txn: self._long.keys(txn, start))
+
+    def record(self, start: bytes) -> bytes | None:
+        """Return the record of the keys that begin so."""
+        return self.read(lambda txn: self._long.raw(txn, start))  # type: ignore[no-any-return]
+
+    def remove_record(self, start: bytes, old: bytes) -> bool:
+        """Remove all keys that begin so if their record is still the same, and return whether it was."""
+        return self.write(lambda txn: self._long.raw(txn, start) == old and txn.delete(start, db=self._long.db))
 
     # many keys, in one transaction
 
