@@ -77,7 +77,8 @@ class LmdbStash(CellStash[V]):
     CorruptValueError
         By any operation: the environment or the value is damaged.
     StorageError
-        LMDB or the operating system refused; what was there is untouched.
+        LMDB or the operating system refused; what was there is untouched.  The database is not one of ours.  A signal
+        handler writes in the middle of a write of its thread.
     OutcomeUnknownError
         The last step of a write failed: it may or may not survive a power cut.
 

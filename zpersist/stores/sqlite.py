@@ -64,7 +64,7 @@ class SqliteStash(CellStash[V]):
     path :
         The file of the database.  A relative one is taken from the working directory at construction.
     table :
-        The table; each table is a stash of its own.
+        The table; each table is a stash of its own.  SQLite takes capitals for small letters in its name.
     codec :
         Turns values into bytes and back; also the name of one, such as ``"dill"``.
     durability :
@@ -78,7 +78,8 @@ class SqliteStash(CellStash[V]):
     CorruptValueError
         By any operation: the database or the value is damaged.
     StorageError
-        SQLite or the operating system refused; what was there is untouched.
+        SQLite or the operating system refused; what was there is untouched.  The table is not one of ours.  The file
+        was deleted or replaced while it was open.  A signal handler writes in the middle of a write of its thread.
 
     Notes
     -----

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from heapq import merge
 from itertools import islice, takewhile
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,6 +14,7 @@ from zpersist.files.atomic import sync_directory
 from zpersist.stores.environment import Environment
 from zpersist.stores.lmdbfile import LmdbError
 from zpersist.stores.longkeys import MAX_SHORT, LongKeys, Pair
+from zpersist.stores.pages import page, set_at
 
 if TYPE_CHECKING:
     from lmdb import Transaction
@@ -200,13 +200,13 @@ class Table:
     def _raw_keys(self, db: Callable[[], Any], count: int = 1000) -> Iterator[bytes]:
         low = b""
 
-        def page(txn: Transaction[bytes]) -> list[bytes]:
+        def keys_from_low(txn: Transaction[bytes]) -> list[bytes]:
             # The handle is another one when the environment has been opened again.
             cursor = txn.cursor(db())
-            return list(islice(cursor.iternext(True, False), count)) if _at(cursor, low) else []
+            return list(islice(cursor.iternext(True, False), count)) if set_at(cursor, low) else []
 
         while True:
-            keys = self.read(page)
+            keys = self.read(keys_from_low)
             yield from keys
             if len(keys) < count:
                 return
@@ -251,35 +251,17 @@ class Table:
         """Iterate over the keys in ``low <= key < high``, or the pairs of keys and values, ``count`` at a time."""
         # By pages, so that no transaction stays open while others write: what it sees could not be used again.
         while True:
-            page = self.read(lambda txn: self._page(txn, low, high, reverse, count, values))  # noqa: B023 - called now
-            yield from page
-            if len(page) < count:
+            found = self.read(
+                lambda txn: page(txn, self._long, low, high, reverse=reverse, count=count, values=values)  # noqa: B023 - called now
+            )
+            yield from found
+            if len(found) < count:
                 return
-            last = page[-1][0] if values else page[-1]
+            last = found[-1][0] if values else found[-1]
             if reverse:
                 high = last
             else:
                 low = last + b"\0"
-
-    def _page(
-        self, txn: Transaction[bytes], low: bytes, high: bytes | None, reverse: bool, count: int, values: bool
-    ) -> list[Any]:
-        cursor: Any = txn.cursor()
-        if reverse:
-            at = _before(cursor, high)
-            found: Any = cursor.iterprev(True, values) if at else ()
-        else:
-            found = cursor.iternext(True, values) if _at(cursor, low) else ()
-        key_of = _first if values else bytes
-        page: list[Any] = list(islice(found, count))
-        # Only the last page may have keys beyond the bound.
-        while page and (key_of(page[-1]) < low if reverse else high is not None and key_of(page[-1]) >= high):
-            page.pop()
-        long = self._long.pairs(txn, low, high, reverse)
-        more: list[Any] = [pair if values else pair[0] for pair in islice(long, count)]
-        if more:
-            page = list(islice(merge(page, more, key=key_of, reverse=reverse), count))
-        return page
 
     def count(self) -> int:
         """Return how many keys there are."""
@@ -308,18 +290,3 @@ class Table:
                     txn.drop(self._opened.open_db(table, txn=txn), delete=False)
 
         self.write(work)
-
-
-def _at(cursor: Any, low: bytes) -> bool:
-    """Put a cursor on the first key from ``low`` on."""
-    if not cursor.set_range(low[:MAX_SHORT]):
-        return False
-    # The start of a longer bound comes before it.
-    return cursor.key() >= low or cursor.next()  # type: ignore[no-any-return]
-
-
-def _before(cursor: Any, high: bytes | None) -> bool:
-    """Put a cursor on the last key before ``high``."""
-    if high is None or not cursor.set_range(high[:MAX_SHORT]):
-        return cursor.last()  # type: ignore[no-any-return]
-    return cursor.key() < high or cursor.prev()  # type: ignore[no-any-return]
