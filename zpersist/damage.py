@@ -67,11 +67,14 @@ def is_pickle(data: bytes) -> bool:
     return (end or 0) + 1 == len(data)
 
 
-def verified(stash: Any, *, progress: bool, repair: Repair | None) -> Iterator[Damage]:
-    """Read all values of a stash, yield what is damaged, and repair it."""
-    with Progress(progress, f"verify {type(stash).__name__}", len(stash) if progress else None) as bar:
+def verified(
+    stash: Any, *, progress: bool, repair: Repair | None, names: Iterator[str] | None = None
+) -> Iterator[Damage]:
+    """Read all values of a stash, or those under some names, yield what is damaged, and repair it."""
+    total = len(stash) if progress and names is None else None
+    with Progress(progress, f"verify {type(stash).__name__}", total) as bar:
         damaged = 0
-        for done, name in enumerate(stash.keys(), 1):
+        for done, name in enumerate(stash.keys() if names is None else names, 1):
             bar.show(done, 0, damaged)
             try:
                 stash._verify_one(name)

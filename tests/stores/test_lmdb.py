@@ -8,6 +8,7 @@ import gc
 import itertools
 import multiprocessing
 import os
+import pickle
 import random
 import resource
 import signal
@@ -22,6 +23,7 @@ import pytest
 
 from zpersist import (
     CacheStash,
+    CodecMismatchError,
     CorruptValueError,
     DictionaryStash,
     FactoryStash,
@@ -35,7 +37,7 @@ from zpersist import (
     ZPersistError,
     fill,
 )
-from zpersist.stores import environment, lmdbfile, table
+from zpersist.stores import environment, lmdbfile, pages
 from zpersist.stores.environment import Environment
 from zpersist.testing.reading import in_child, in_threads
 
@@ -133,7 +135,7 @@ def test_keys_at_the_limit_of_lmdb_are_in_exact_order(tmp_path, monkeypatch, pag
 
 
 def test_a_wrong_order_is_found(tmp_path, monkeypatch):
-    monkeypatch.setattr(table, "merge", lambda short, long, key, reverse: [*short, *long])
+    monkeypatch.setattr(pages, "merge", lambda short, long, key, reverse: [*short, *long])
     with LmdbStash(on_memory(tmp_path) / "data.lmdb") as stash, pytest.raises(AssertionError):
         check_order(stash)
 
@@ -172,6 +174,29 @@ def test_iterating_while_writing_in_the_same_thread(tmp_path):
         assert len(stash) == 2500 - 5
         # A reader that stays would keep all old pages.
         assert " -" in opened(stash).readers().splitlines()[1]
+
+
+def test_a_fork_in_the_middle_of_an_iteration(tmp_path):
+    with small(tmp_path) as stash:
+        stash.dump_many((f"{number:04}", number) for number in range(2500))
+        keys = iter(stash.keys())
+        first = [next(keys) for _ in range(1500)]
+
+        def child():
+            assert len([*first, *keys]) == 2500
+            stash["child"] = 1
+
+        assert in_child(child) == 0
+        assert [*first, *keys] == [*(f"{number:04}" for number in range(2500)), "child"]
+
+
+def test_the_error_names_both_codecs(tmp_path):
+    with small(tmp_path) as stash, small(tmp_path, codec="json") as other:
+        stash["a"], other["b"] = 1, 2
+        with pytest.raises(CodecMismatchError, match="'a' in .* by the codec 'pickle', 'json' is configured"):
+            other["a"]
+        with pytest.raises(CodecMismatchError, match="'b' in .* by the codec 'json', 'pickle' is configured"):
+            stash["b"]
 
 
 # growth
@@ -323,6 +348,8 @@ def test_many_databases(tmp_path):
         for stash in more:
             stash["a"] = 1
     assert caught.value.errno == errno.EMFILE
+    assert "256 databases of the file are open" in str(caught.value)
+    assert "keep more stashes in another file" in str(caught.value)
     assert [stash["a"] for stash in stashes] == list(range(100))
     for stash in stashes + more:
         stash.close()
@@ -508,7 +535,145 @@ def test_an_update_sees_what_came_between(tmp_path):
             assert stash[key] == [2, "mine"]
 
 
+# signals
+
+
+def interrupted(stash, use, by):
+    """Use a stash, and do something in a signal handler when its transaction has begun; return what that raised."""
+    caught = []
+
+    def handler(number, frame):
+        try:
+            by()
+        except StorageError as err:
+            caught.append(err)
+
+    signals = iter([signal.SIGUSR1])
+
+    class Interrupted:
+        """A transaction, and a signal that comes before its end."""
+
+        def __init__(self, real):
+            self.real = real
+
+        def __getattr__(self, name):
+            if name in ("get", "put", "cursor"):
+                for number in signals:
+                    os.kill(os.getpid(), number)
+            return getattr(self.real, name)
+
+    table = stash._table
+    begin = table._begin
+
+    def begin_interrupted(*options):
+        return Interrupted(begin(*options))
+
+    table._begin = begin_interrupted
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        use()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+        if table._begin is begin_interrupted:
+            table._begin = begin
+    assert next(signals, None) is None, "it has come"
+    return caught
+
+
+def test_a_signal_handler_that_writes_in_the_middle_of_a_write(tmp_path):
+    with small(tmp_path) as stash, small(tmp_path, database="other") as other:
+        stash["a"] = other["a"] = 1
+        for by in (lambda: stash.dump("b", 2), lambda: other.dump("b", 2), lambda: stash.delete("a")):
+            (err,) = interrupted(stash, lambda: stash.dump("c", 3), by)
+            assert err.errno == errno.EBUSY
+            assert "signal handler" in str(err)
+        assert dict(stash) == {"a": 1, "c": 3}
+        assert dict(other) == {"a": 1}
+
+
+def fork_here():
+    if os.fork() == 0:
+        os._exit(0)
+    os.wait()
+
+
+@pytest.mark.parametrize("use", ["dump", "dump_many", "load"])
+@pytest.mark.parametrize("what", ["read", "close", "fork", "grow"])
+def test_a_signal_handler_in_the_middle_of_a_transaction(tmp_path, use, what):
+    with small(tmp_path) as stash:
+        stash["a"] = 1
+        uses = {
+            "dump": lambda: stash.dump("b", 2),
+            "dump_many": lambda: stash.dump_many({"b": 2}),
+            "load": lambda: stash.load("a"),
+        }
+        by = {
+            "read": lambda: stash["a"],
+            "close": stash.close,
+            "fork": fork_here,
+            "grow": lambda: stash.dump("large", bytes(1_000_000)),
+        }
+        caught = interrupted(stash, uses[use], by[what])
+        assert [err.errno for err in caught] == ([errno.EBUSY] if what == "grow" and use != "load" else [])
+        assert stash["a"] == 1
+        assert stash.get("b") == (None if use == "load" else 2)
+        stash["c"] = 3
+
+
 # deaths
+
+
+def hold_reader(path):
+    """Start a process that takes the only slot for readers, and return it."""
+    hold = (
+        "import lmdb, sys\nenv = lmdb.open(sys.argv[1], subdir=False, max_readers=1)\ntxn = env.begin()\n"
+        "print('reads', flush=True)\nsys.stdin.read()"
+    )
+    process = subprocess.Popen([sys.executable, "-c", hold, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"reads\n"
+    return process
+
+
+def test_no_slot_for_a_reader(tmp_path):
+    with small(tmp_path) as stash:
+        stash["a"] = 1
+    # Nobody has it open: who comes first decides how many slots there are.
+    os.unlink(f"{stash.path}-lock")
+    holder = hold_reader(stash.path)
+    for use in (lambda: stash.dump("b", 2), lambda: stash["a"]):
+        with pytest.raises(StorageError, match="READERS_FULL") as caught:
+            use()
+        assert caught.value.errno == errno.EAGAIN
+        assert caught.value.filename == str(stash.path)
+    holder.kill()
+    holder.communicate()
+    stash["b"] = 2
+    assert dict(stash) == {"a": 1, "b": 2}, "the slot of the dead one is free"
+    stash.close()
+
+
+def write_to_what_is_gone(path):
+    with small(path) as stash:
+        stash["a"] = 1
+        stash.path.unlink()
+        stash["b"] = 2
+        assert elsewhere_do(stash.path, "print(dict(s))") == "{'b': 2}"
+        assert dict(stash) == {"b": 2}
+        with LmdbStash(path / "new.lmdb") as new:
+            new["new"] = 1
+        os.replace(path / "new.lmdb", stash.path)
+        stash.dump_many({"c": 3})
+        assert elsewhere_do(stash.path, "print(dict(s))") == "{'c': 3, 'new': 1}"
+
+
+def test_nothing_is_written_to_a_file_that_nobody_finds(tmp_path):
+    write_to_what_is_gone(tmp_path)
+
+
+def test_who_does_not_look_writes_to_nowhere(tmp_path, monkeypatch):
+    monkeypatch.setattr(Environment, "is_in_place", lambda self: True)
+    with pytest.raises(AssertionError):
+        write_to_what_is_gone(tmp_path)
 
 
 def test_a_stale_reader_is_cleared(tmp_path):
@@ -912,6 +1077,135 @@ def test_a_foreign_file(tmp_path):
         # Nobody else has it open, so the lock file is begun anew.
         stash["a"] = 1
         assert stash["a"] == 1
+
+
+def written_by_others(path, key, value=b"x", database=b"stash"):
+    """Write a cell into the database of a stash as somebody else might, while it is closed."""
+    with lmdb.open(str(path), subdir=False, max_dbs=8) as env, env.begin(write=True) as txn:
+        txn.put(key, value, db=env.open_db(database, txn=txn))
+
+
+# In the database of short keys, and in that of the records of long ones.
+STRAYS = {
+    "invalid UTF-8": (b"x\xff", b"stash"),
+    "a surrogate": (b"\xed\xa0\x80", b"stash"),
+    "a record that is none": (b"y" * 511, b"stash:long"),
+    "a record of short keys": (b"y", b"stash:long"),
+}
+
+
+def check_strays(path, key, database, repair):
+    long = "long " * 150
+    with small(path) as stash:
+        stash.dump_many({"a": 1, "z": [2], long: 3})
+    written_by_others(stash.path, key, b"x", database)
+    for use in (stash.keys, lambda: stash.scan(reverse=True), stash.items):
+        with pytest.raises(CorruptValueError) as caught:
+            list(use())
+        assert str(stash.path) in str(caught.value)
+        assert repr(key) in str(caught.value)
+    (damage,) = stash.verify(repair=repair)
+    assert damage.key is None
+    assert str(stash.path) in str(damage.error)
+    assert repr(key) in str(damage.error)
+    assert damage.repaired is (repair is not None)
+    assert stash.load_many(["a", "z", long]) == {"a": 1, "z": [2], long: 3}
+    if repair is not None:
+        assert list(stash.verify(progress=True)) == []
+        assert dict(stash) == {"a": 1, "z": [2], long: 3}
+    stash.close()
+    with lmdb.open(str(stash.path), subdir=False, max_dbs=8) as env, env.begin() as txn:
+        if repair == "quarantine":
+            db = env.open_db(b"stash__quarantine", txn=txn, create=False)
+            assert list(txn.cursor(db)) == [(f"no key {key[:80]!r}".encode(), b"x")]
+
+
+@pytest.mark.parametrize("repair", [None, "drop", "quarantine"])
+@pytest.mark.parametrize("kind", STRAYS)
+def test_what_is_no_key_is_told_and_put_out_of_the_way(tmp_path, kind, repair):
+    check_strays(tmp_path, *STRAYS[kind], repair)
+
+
+def test_who_looks_at_keys_only_finds_no_strays(tmp_path, monkeypatch):
+    monkeypatch.setattr(LmdbStash, "_cell_names", lambda self, stray: iter(["a", "z"]))
+    with pytest.raises(ValueError, match="not enough values"):
+        check_strays(tmp_path, *STRAYS["invalid UTF-8"], None)
+
+
+def test_of_what_is_no_key_a_pickle_of_others_stays(tmp_path):
+    with small(tmp_path) as stash:
+        stash["a"] = 1
+    written_by_others(stash.path, b"\xff", pickle.dumps({"theirs": 1}))
+    assert [damage.repaired for damage in stash.verify(repair="drop")] == [False]
+    assert len(stash) == 2
+    stash.close()
+
+
+@pytest.mark.parametrize("length", [1000, 1014, 1015, 1024])
+def test_a_long_key_is_laid_aside_again_and_again(tmp_path, length):
+    key = "k" * length
+    with small(tmp_path) as stash:
+        for number in range(3):
+            stash._table.put(key.encode(), b"damaged")
+            assert [damage.repaired for damage in stash.verify(repair="quarantine")] == [True]
+            laid_aside = list(stash._companion("quarantine").keys())
+            assert len(laid_aside) == number + 1
+            assert all(name.startswith(key[:1000]) for name in laid_aside)
+
+
+@pytest.mark.parametrize("flag", ["dupsort", "integerkey", "reverse_key"])
+def test_databases_of_another_kind(tmp_path, flag):
+    path = tmp_path / "data.lmdb"
+    with lmdb.open(str(path), subdir=False, max_dbs=8) as env:
+        env.open_db(b"stash", **{flag: True})
+    with LmdbStash(path) as stash:
+        for use in (lambda: stash.dump("a", 1), lambda: stash["a"]):
+            with pytest.raises(StorageError, match=flag) as caught:
+                use()
+            assert caught.value.errno == errno.EINVAL
+    with LmdbStash(path, database="other") as stash:
+        stash["a"] = 1
+        assert stash["a"] == 1
+
+
+def test_the_name_of_the_database_is_a_key_of_others(tmp_path):
+    path = tmp_path / "data.lmdb"
+    with lmdb.open(str(path), subdir=False, max_dbs=8) as env, env.begin(write=True) as txn:
+        txn.put(b"stash", b"theirs")
+    with pytest.raises(StorageError, match="has this name") as caught:
+        LmdbStash(path)["a"]
+    assert caught.value.filename == str(path)
+
+
+def test_the_directory_of_an_environment_of_others(tmp_path):
+    with lmdb.open(str(tmp_path / "env")):
+        pass
+    for path in (tmp_path / "env", tmp_path / "env" / "data.mdb"):
+        with pytest.raises(StorageError, match=r"a directory that lmdb.open\(\) made") as caught:
+            LmdbStash(path)["a"]
+        assert caught.value.filename == str(path)
+    assert sorted(os.listdir(tmp_path / "env")) == ["data.mdb", "lock.mdb"]
+
+
+def test_an_environment_that_the_program_has_open(tmp_path):
+    path = tmp_path / "data.lmdb"
+    with lmdb.open(str(path), subdir=False), pytest.raises(StorageError, match="close that environment") as caught:
+        LmdbStash(path)["a"]
+    assert caught.value.errno == errno.EBUSY
+
+
+@pytest.mark.parametrize("version", [2, 9])
+def test_a_file_of_another_version(tmp_path, version):
+    data, _ = written(tmp_path)
+    changed = bytearray(data)
+    for page in (0, 4096):
+        changed[page + 20 : page + 24] = version.to_bytes(4, "little")
+    path = tmp_path / "other.lmdb"
+    path.write_bytes(changed)
+    with pytest.raises(StorageError, match=f"data format v{version}") as caught:
+        LmdbStash(path)["a"]
+    assert caught.value.filename == str(path)
+    assert path.read_bytes() == changed
 
 
 def test_a_flipped_byte_in_a_value_is_noticed(tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from zpersist.errors import InvalidArgumentError
 
-__all__ = ["as_path"]
+__all__ = ["as_path", "identity_of"]
 
 
 def as_path(path: object) -> Path:
@@ -21,3 +21,12 @@ def as_path(path: object) -> Path:
     if b"\0" in raw:
         raise InvalidArgumentError(f"path {path!r} has a null character in it; no file can have such a name")
     return Path(os.fsdecode(raw))
+
+
+def identity_of(file: str) -> tuple[int, int] | None:
+    """Return what tells a file from one that has taken its place."""
+    try:
+        status = os.stat(file)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino

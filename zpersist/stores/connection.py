@@ -14,6 +14,7 @@ from typing import Any
 
 from zpersist.errors import CorruptValueError, InvalidArgumentError, OutcomeUnknownError, StorageError, ZPersistError
 from zpersist.files.atomic import Durability, make_directory, storage_error
+from zpersist.files.paths import identity_of
 
 __all__ = ["FAULTS", "Connection", "check_timeout"]
 
@@ -32,6 +33,8 @@ _ERRNO = {
 
 #: What was written could not be synced: the next one to open the database may find it in the log.
 _UNSYNCED = (sqlite3.SQLITE_IOERR_FSYNC, sqlite3.SQLITE_IOERR_DIR_FSYNC)
+
+_COLUMNS = "(key TEXT PRIMARY KEY NOT NULL, value BLOB NOT NULL)"
 
 #: SQLite counts the milliseconds it waits in 31 bits.
 _LONGEST = 2_000_000.0
@@ -106,17 +109,17 @@ class Connection:
     ----------
     file :
         The absolute path of the database.
-    schema :
-        A statement to run when it has been opened.
+    table :
+        The table of keys and values; made if it is not there.
     durability :
-        ``"fsync"``: what is written is on the disk when :meth:`run` returns.
+        ``"fsync"``: what is written is on the disk when :meth:`write` returns.
     timeout :
         The most seconds to wait for other writers.
     """
 
-    def __init__(self, file: str, schema: str, *, durability: Durability, timeout: float) -> None:
+    def __init__(self, file: str, table: str, *, durability: Durability, timeout: float) -> None:
         self.file = file
-        self.schema = schema
+        self.table = table
         self.durability = durability
         self.timeout = timeout
         self._set_up()
@@ -128,11 +131,14 @@ class Connection:
 
     def _forget(self) -> None:
         self._db: sqlite3.Connection | None = None
+        self._identity: tuple[int, int] | None = None
         #: Runs a statement; to be called with :attr:`lock` held.
         self.execute: Callable[[str, Sequence[object]], sqlite3.Cursor] = self._open_and_execute
 
     def __getstate__(self) -> dict[str, object]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_db", "execute", "lock")}
+        return {
+            name: value for name, value in self.__dict__.items() if name not in ("_db", "_identity", "execute", "lock")
+        }
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
@@ -157,6 +163,7 @@ class Connection:
     def _opened(self) -> sqlite3.Connection:
         if self._db is None:
             self._db = self._open()
+            self._identity = identity_of(self.file)
             self.execute = self._db.execute
         return self._db
 
@@ -174,6 +181,9 @@ class Connection:
         while True:
             try:
                 self._prepare(db)
+            except StorageError:
+                db.close()
+                raise
             except FAULTS as err:
                 # Two that turn a new database to write-ahead mode at once are refused without waiting.
                 if getattr(err, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY and time.monotonic() < end:
@@ -196,12 +206,25 @@ class Connection:
             raise storage_error(err, "can not open the database", self.file) from err
 
     def _prepare(self, db: sqlite3.Connection) -> None:
+        encoding = db.execute("PRAGMA encoding").fetchone()[0]
+        if encoding != "UTF-8":
+            raise self._refused(f"its text is {encoding}, which is in another order and loses characters")
         db.execute("PRAGMA journal_mode=WAL")
         db.execute(f"PRAGMA synchronous={'FULL' if self.durability == 'fsync' else 'NORMAL'}")
         db.execute("PRAGMA mmap_size=268435456")
         db.execute("PRAGMA cache_size=-65536")
         db.execute("PRAGMA wal_autocheckpoint=4000")
-        db.execute(self.schema)
+        db.execute(f'CREATE TABLE IF NOT EXISTS "{self.table}" {_COLUMNS}')
+        # SQLite takes capitals for small letters here, and there may be a table or view of somebody else's.
+        found = "SELECT name, sql FROM sqlite_master WHERE type IN ('table', 'view') AND name=? COLLATE NOCASE"
+        name, sql = db.execute(found, (self.table,)).fetchone()
+        if name != self.table:
+            raise self._refused(f"the table {self.table!r} would be {name!r}, which is there: capitals don't count")
+        if not sql.endswith(_COLUMNS):
+            raise self._refused(f"the table {name!r} is not one of ours: {sql}")
+
+    def _refused(self, why: str) -> StorageError:
+        return StorageError(errno.EINVAL, f"can not use the database: {why}; take another table or file", self.file)
 
     def translate(self, err: Exception) -> ZPersistError:
         """Return the error of ours that says what one of :data:`FAULTS` means."""
@@ -222,27 +245,49 @@ class Connection:
             return OutcomeUnknownError(number, f"written, but SQLite could not sync it: {err}", self.file)
         return StorageError(number, f"SQLite refused: {err}", self.file)
 
-    def run(self, sql: str, values: Sequence[object] = ()) -> tuple[list[Any], int]:
-        """Run a statement, and return its rows and how many rows it changed."""
+    def read(self, sql: str, values: Sequence[object] = ()) -> list[Any]:
+        """Run a statement, and return its rows."""
         try:
             with self.lock:
-                cursor = self.execute(sql, values)
-                return cursor.fetchall(), cursor.rowcount
+                return self.execute(sql, values).fetchall()
         except FAULTS as err:
             raise self.translate(err) from err
 
-    def run_one(self, sql: str, values: Sequence[object]) -> Any:
-        """Run a statement, and return its first row or ``None``."""
+    def write(self, sql: str, values: Sequence[object] = ()) -> int:
+        """Run a statement, and return how many rows it changed."""
         try:
             with self.lock:
-                return self.execute(sql, values).fetchone()
+                self._check_may_write()
+                return self.execute(sql, values).rowcount
         except FAULTS as err:
             raise self.translate(err) from err
 
-    def run_many(self, sql: str, rows: list[Any]) -> int:
+    def _check_may_write(self) -> None:
+        if self._db is None:
+            return
+        if self._db.in_transaction:
+            # What is written now would go if the transaction failed.
+            raise StorageError(
+                errno.EBUSY,
+                "this thread is in the middle of a write, which a signal handler has "
+                "interrupted: set a flag there, and write when the handler has returned",
+                self.file,
+            )
+        # What is written to a file that nobody finds any more is lost; and SQLite would mix the log of the old file
+        # into the new one, so that it is not opened here (https://sqlite.org/howtocorrupt.html, 1.4).
+        if self._identity != identity_of(self.file):
+            raise StorageError(
+                errno.ESTALE,
+                "the database was deleted or replaced while it was open: nothing is written; "
+                "close() this stash, and delete the files -wal and -shm beside a database that is not theirs",
+                self.file,
+            )
+
+    def write_many(self, sql: str, rows: list[Any]) -> int:
         """Run a statement for each of the rows, in one transaction, and return how many rows it changed."""
         try:
             with self.lock:
+                self._check_may_write()
                 db = self._opened()
                 db.execute("BEGIN IMMEDIATE")
                 try:

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Protocol
 from weakref import WeakSet, WeakValueDictionary
 
 from zpersist.errors import OutcomeUnknownError, StorageError
+from zpersist.files.paths import identity_of
 from zpersist.forklock import ForkLock
-from zpersist.stores.lmdbfile import LmdbError, identity_of, lmdb, open_environment, translate
+from zpersist.stores.lmdbfile import LmdbError, lmdb, open_environment, translate
 
 if TYPE_CHECKING:
     from lmdb import Transaction
@@ -123,8 +124,7 @@ class Environment:
 
     def join(self, user: User, map_size: int) -> lmdb.Environment:
         """Return the open environment, and tell the user when it is closed; with both locks held."""
-        if self._lmdb is not None and self._identity != identity_of(self.file):
-            # Somebody has put another file in its place, or deleted it.
+        if self._lmdb is not None and not self.is_in_place():
             self.close()
         # Before it is opened: a stash that is collected at that moment must find a user, or it would close it.
         self._users.add(user)
@@ -136,6 +136,10 @@ class Environment:
                 self._users.discard(user)
                 raise
         return self._lmdb
+
+    def is_in_place(self) -> bool:
+        """Return whether the file is the one that is open: nobody has deleted it, or put another one in its place."""
+        return self._identity == identity_of(self.file)
 
     def leave(self, user: User, *, wait: bool = True) -> None:
         """Close the environment if nobody else uses it; without ``wait`` only if no other thread is at it."""
@@ -207,6 +211,11 @@ class Environment:
         """Do something so that what failed can be tried again, or raise one of our errors; with no lock held."""
         if isinstance(err, (lmdb.MapFullError, lmdb.MapResizedError)):
             self._resize(grow=isinstance(err, lmdb.MapFullError))
+        elif "closed/deleted/dropped" in str(err):
+            # A signal handler has closed or resized it, or forked, in the middle of a transaction of its own thread:
+            # nothing has been written.
+            with self.writing, self.reading:
+                self.close()
         elif not (isinstance(err, lmdb.ReadersFullError) and self._clear_readers()):
             raise translate(err, self.file) from err
 

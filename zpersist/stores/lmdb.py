@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
-from itertools import count, islice
-from pathlib import Path
+from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from attrs import define, field, setters
+from attrs import define, field
 
 from zpersist.chunking import chunks
-from zpersist.codecs import Codec, PickleCodec, as_codec, check_codec
-from zpersist.damage import QUARANTINE, Repair, is_damaged
 from zpersist.errors import CorruptValueError, InvalidArgumentError
-from zpersist.files.atomic import Durability, check_durability
-from zpersist.files.envelope import pack, unpack
-from zpersist.files.locks import Claims, KeyLocks
-from zpersist.files.paths import as_path
-from zpersist.forklock import ForkLock
 from zpersist.keys import check_str_key
-from zpersist.stash import COMPANIONS, MISSING, CloseableStash, Missing, check_limit, native, pairs_of
+from zpersist.stash import COMPANIONS, check_limit, native, pairs_of
+from zpersist.stores.cells import CellStash, Stray
 
 if TYPE_CHECKING:
     from zpersist.stores.table import Table
@@ -38,8 +29,6 @@ _BATCH_TO_WRITE = 10_000
 _BYTES_TO_WRITE = 1 << 24
 
 _LEAST_MAP = 1 << 16
-
-_making = ForkLock()
 
 
 def _check_database(stash: object, attribute: object, database: object) -> None:
@@ -61,7 +50,7 @@ def _encoded(bound: str) -> bytes:
 
 
 @define(slots=False, eq=False)
-class LmdbStash(CloseableStash[V]):
+class LmdbStash(CellStash[V]):
     """Keeps values in a database of an LMDB environment: for many small values that are read much more than written.
 
     Needs the extra ``lmdb``.  The environment is one file, with a lock file beside it.  It grows by itself.
@@ -88,7 +77,8 @@ class LmdbStash(CloseableStash[V]):
     CorruptValueError
         By any operation: the environment or the value is damaged.
     StorageError
-        LMDB or the operating system refused; what was there is untouched.
+        LMDB or the operating system refused; what was there is untouched.  The database is not one of ours.  A signal
+        handler writes in the middle of a write of its thread.
     OutcomeUnknownError
         The last step of a write failed: it may or may not survive a power cut.
 
@@ -114,27 +104,15 @@ class LmdbStash(CloseableStash[V]):
     (['a'], 2)
     """
 
-    shared = True
-    durable = True
-    ordered = True
-    _batches = True
+    _kind = "database"
 
-    path: Path = field(converter=as_path, on_setattr=setters.frozen)
     database: str = field(default="stash", kw_only=True, validator=_check_database)
-    codec: Codec = field(factory=PickleCodec, kw_only=True, converter=as_codec, validator=check_codec)
-    durability: Durability = field(default="rename", kw_only=True, converter=check_durability)
     map_size: int = field(default=1 << 26, kw_only=True, validator=_check_map_size)
-    _file: str = field(init=False, repr=False)
-    _place: str = field(init=False, repr=False)
-    _locks: KeyLocks = field(init=False, repr=False)
     _table: Table = field(init=False, repr=False)
-    _companions: dict[str, LmdbStash[Any]] = field(init=False, repr=False, factory=dict)
 
-    def __attrs_post_init__(self) -> None:
-        self._file = os.path.abspath(self.path)
-        self._place = f"{self._file}\0database {self.database}"
-        self._locks = KeyLocks.beside(self._file)
-        self._connect()
+    @property
+    def _part(self) -> str:
+        return self.database
 
     def _connect(self) -> None:
         # Here, so that importing this module does not need lmdb.
@@ -142,14 +120,20 @@ class LmdbStash(CloseableStash[V]):
 
         self._table = Table(self._file, self.database, map_size=self.map_size, synced=self.durability == "fsync")
 
-    def close(self) -> None:
-        """Let go of the environment, which is closed when no stash uses it; the next use opens it again."""
-        for beside in tuple(self._companions.values()):
-            beside.close()
+    def _disconnect(self) -> None:
         self._table.close()
 
+    def _sibling(self, part: str) -> LmdbStash[Any]:
+        return LmdbStash(
+            self._file, database=part, codec=self.codec, durability=self.durability, map_size=self.map_size
+        )
+
+    def close(self) -> None:
+        """Let go of the environment, which is closed when no stash uses it; the next use opens it again."""
+        super().close()
+
     def __getstate__(self) -> dict[str, object]:
-        state = self.__dict__ | {"_companions": {}}
+        state = super().__getstate__()
         del state["_table"]
         return state
 
@@ -157,67 +141,58 @@ class LmdbStash(CloseableStash[V]):
         self.__dict__.update(state)
         self._connect()
 
-    # values
+    # one cell
 
-    def _encode(self, name: str, inst: V) -> bytes:
-        (data,) = pack(self.codec.bound(self._place, name), inst, name, tag=name, out_of_band=False)
-        return bytes(data)
+    def _cell(self, name: str) -> bytes | None:
+        return self._table.get(name.encode())
 
-    def _decode(self, name: str, data: bytes) -> V:
-        return unpack(data, self.codec.bound(self._place, name), name, self._file)  # type: ignore[no-any-return]
+    def _cell_is_there(self, name: str) -> bool:
+        return self._table.has(name.encode())
 
-    def _fetch(self, name: str) -> V | Missing:
-        data = self._table.get(check_str_key(name).encode())
-        return MISSING if data is None else self._decode(name, data)
+    def _cell_set(self, name: str, data: bytes) -> None:
+        self._table.put(name.encode(), data)
 
-    def dump(self, name: str, inst: V) -> None:
-        """Keep a value under a key."""
-        self._table.put(check_str_key(name).encode(), self._encode(name, inst))
+    def _cell_add(self, name: str, data: bytes) -> bool:
+        return self._table.add(name.encode(), data)
+
+    def _cell_swap(self, name: str, old: bytes, new: bytes) -> bool:
+        return self._table.swap(name.encode(), old, new)
+
+    def _cell_drop(self, name: str, old: bytes) -> bool:
+        return self._table.remove(name.encode(), old)
 
     def delete(self, name: str) -> bool:
         """Remove a key, and return whether it was there."""
         return self._table.delete(check_str_key(name).encode())
 
-    def exists(self, name: str) -> bool:
-        """Return whether a key is there."""
-        return self._table.has(check_str_key(name).encode())
+    # cells that have no key
 
-    @native
-    def add(self, name: str, inst: V) -> bool:
-        """Keep a value only if there is none."""
-        return self._table.add(check_str_key(name).encode(), self._encode(name, inst))
+    def _cell_names(self, stray: Callable[[Stray], object]) -> Iterator[str]:
+        for key in self._table.short_keys():
+            name = self._key_in(key)
+            if name is None:
+                stray(Stray(None, key, self._no_key(key)))
+            else:
+                yield name
+        for start in self._table.records():
+            try:
+                names = [self._key(key) for key in self._table.keys_of_record(start)]
+            except CorruptValueError as err:
+                stray(Stray("record", start, err))
+            else:
+                yield from names
 
-    @native
-    def update(self, name: str, fn: Callable[[Any], V], default: Any = None) -> V:
-        """Replace a value by what a function makes of it; the function is called again if another one was faster."""
-        key = check_str_key(name).encode()
-        while True:
-            # No transaction is open meanwhile: the function may take long, fork, or use another stash.
-            old = self._table.get(key)
-            value = fn(default if old is None else self._decode(name, old))
-            data = self._encode(name, value)
-            if self._table.add(key, data) if old is None else self._table.swap(key, old, data):
-                return value
+    def _cell_of(self, stray: Stray) -> bytes | None:
+        if stray.place == "record":
+            return self._table.record(stray.key)
+        return self._table.get(stray.key)
 
-    def _repair(self, name: str, repair: Repair) -> bool:
-        key = name.encode()
-        data = self._table.get(key)
-        if data is None or not is_damaged(lambda: self._decode(name, data), lambda: data):
-            return False
-        if repair == "quarantine":
-            self._companion(QUARANTINE)._lay_aside(key, data)
-        return self._table.remove(key, data)
-
-    def _lay_aside(self, key: bytes, data: bytes) -> None:
-        # Under its own name, or with a number behind if there is such a one already.
-        keys = (b"%s.%d" % (key, number) if number else key for number in count())
-        next(place for place in keys if self._table.add(place, data))
+    def _cell_drop_stray(self, stray: Stray, old: bytes) -> bool:
+        if stray.place == "record":
+            return self._table.remove_record(stray.key, old)
+        return self._table.remove(stray.key, old)
 
     # many at once
-
-    def keys(self) -> Iterator[str]:
-        """Iterate over the keys in code-point order, a thousand at a time."""
-        return self.scan()
 
     @native
     def scan(
@@ -225,21 +200,15 @@ class LmdbStash(CloseableStash[V]):
     ) -> Iterator[str]:
         """Iterate over keys in code-point order; see :meth:`Stash.scan`."""
         check_limit(limit)
-        names = (self._name(key) for key in self._pages(prefix, after, reverse, _BATCH, limit))
+        names = (self._key(key) for key in self._pages(prefix, after, reverse, _BATCH, limit))
         return names if limit is None else islice(names, limit)
 
     @native
     def items(self) -> Iterator[tuple[str, V]]:
         """Iterate over keys with their values in code-point order."""
         for key, data in self._pages("", None, False, _BATCH_OF_VALUES, None, values=True):
-            name = self._name(key)
+            name = self._key(key)
             yield name, self._decode(name, data)
-
-    def _name(self, key: bytes) -> str:
-        try:
-            return key.decode()
-        except UnicodeDecodeError as err:
-            raise CorruptValueError(f"{self._file} is damaged: {key!r} is no key; restore it from a copy") from err
 
     def _pages(
         self, prefix: str, after: str | None, reverse: bool, count: int, limit: int | None, values: bool = False
@@ -304,24 +273,3 @@ class LmdbStash(CloseableStash[V]):
     @native
     def __bool__(self) -> bool:
         return any(True for _ in self._table.pages(b"", None, reverse=False, count=1, values=False))
-
-    def _flight(self, name: str, purpose: str = "key") -> AbstractContextManager[None]:
-        return self._locks.hold(f"{self.database} {purpose} {check_str_key(name)}")
-
-    def _beside(self, purpose: str) -> str:
-        return f"{self.database}__{purpose}"
-
-    def _claims(self) -> Claims | None:
-        return self._locks.claims(f"{self.database}:fill")
-
-    def _companion(self, purpose: str) -> LmdbStash[Any]:
-        with _making:
-            if purpose not in self._companions:
-                self._companions[purpose] = LmdbStash(
-                    self._file,
-                    database=self._beside(purpose),
-                    codec=self.codec,
-                    durability=self.durability,
-                    map_size=self.map_size,
-                )
-            return self._companions[purpose]

@@ -15,7 +15,7 @@ except ImportError as err:
 from zpersist.errors import CorruptValueError, StorageError, ZPersistError
 from zpersist.files.atomic import close_quietly, make_directory, storage_error
 
-__all__ = ["MAX_DATABASES", "MAX_READERS", "LmdbError", "identity_of", "lmdb", "open_environment", "translate"]
+__all__ = ["MAX_DATABASES", "MAX_READERS", "LmdbError", "lmdb", "open_environment", "translate"]
 
 LmdbError = lmdb.Error
 
@@ -32,13 +32,11 @@ _DAMAGED = (
     lmdb.InvalidError,
     lmdb.VersionMismatchError,
     lmdb.PageNotFoundError,
-    lmdb.IncompatibleError,
     lmdb.BadDbiError,
 )
 
 _ERRNO = {
     lmdb.ReadersFullError: errno.EAGAIN,
-    lmdb.DbsFullError: errno.EMFILE,
     lmdb.TxnFullError: errno.EFBIG,
     lmdb.BadValsizeError: errno.EFBIG,
     lmdb.MapFullError: errno.ENOMEM,
@@ -75,6 +73,12 @@ def open_environment(file: str, map_size: int) -> lmdb.Environment:
 
 
 def _make(file: str) -> None:
+    folder = os.path.dirname(file)
+    if os.path.exists(f"{file}/data.mdb"):
+        raise _foreign("this is a directory that lmdb.open() made, with subdir=True")
+    if os.path.basename(file) == "data.mdb" and os.path.exists(f"{folder}/lock.mdb"):
+        # Each would have a lock file of its own, and so no lock at all.
+        raise _foreign(f"{folder} is a directory that lmdb.open() made, with subdir=True")
     with suppress(FileExistsError):
         os.mknod(file, 0o600 | stat.S_IFREG)
     if os.path.isdir(file):
@@ -82,6 +86,10 @@ def _make(file: str) -> None:
     if not os.access(file, os.R_OK | os.W_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     _make_lock_file(file)
+
+
+def _foreign(what: str) -> OSError:
+    return OSError(errno.EINVAL, f"{what}, and an LmdbStash is one file: take another path, and copy() it there")
 
 
 def _make_lock_file(file: str) -> None:
@@ -122,21 +130,23 @@ def translate(err: lmdb.Error, file: str) -> ZPersistError:
     """Return the error of ours that says what one of LMDB's means."""
     if isinstance(err, _DAMAGED):
         return CorruptValueError(f"{file} is damaged, or no LMDB database: {err}; restore it from a copy")
+    if isinstance(err, lmdb.IncompatibleError):
+        return StorageError(errno.EINVAL, f"not a database, or one of another kind, has this name: {err}", file)
+    if isinstance(err, lmdb.DbsFullError):
+        what = f"{MAX_DATABASES} databases of the file are open, two for each stash and each kind of notes about it"
+        return StorageError(errno.EMFILE, f"{what}: keep more stashes in another file", file)
+    if err.code == errno.EBUSY:
+        # Otherwise it would wait for itself.
+        what = "this thread is in the middle of a write, which a signal handler has interrupted"
+        return StorageError(errno.EBUSY, f"{what}: set a flag there, and write when the handler has returned", file)
+    if "already open in this process" in str(err):
+        return StorageError(errno.EBUSY, "lmdb.open() of this program has it open: close that environment", file)
     if err.code > 0:
         # LMDB calls it an input/output error when only a part of a page could be written.
         code = errno.ENOSPC if err.code == errno.EIO and _is_full(file) else err.code
         refused = OSError(code, os.strerror(code))
         return storage_error(refused, f"LMDB refused (what was there is untouched): {err}", file)
     return StorageError(_ERRNO.get(type(err), errno.EIO), f"LMDB refused: {err}", file)
-
-
-def identity_of(file: str) -> tuple[int, int] | None:
-    """Return what tells a file from one that has taken its place."""
-    try:
-        status = os.stat(file)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
 
 
 def _is_full(file: str) -> bool:

@@ -73,14 +73,25 @@ class LongKeys:
         self._place = place
 
     def _record(self, txn: Transaction[bytes], start: bytes) -> dict[bytes, bytes]:
-        data = txn.get(start, db=self.db)
-        return {} if data is None else self._read(data)
+        data = self.raw(txn, start)
+        return {} if data is None else self._read(start, data)
 
-    def _read(self, data: Any) -> dict[bytes, bytes]:
-        found: dict[bytes, bytes] = unpack(data, _CODEC, _TAG, self._place)
-        if not found:
-            raise CorruptValueError(f"{self._place} is damaged: a record of long keys is empty; restore it from a copy")
+    def _read(self, start: bytes, data: Any) -> dict[bytes, bytes]:
+        place = f"{self._place} (all keys that begin with {start!r})"
+        found: dict[bytes, bytes] = unpack(data, _CODEC, _TAG, place)
+        if len(start) != MAX_SHORT or not found or b"" in found:
+            raise CorruptValueError(
+                f"{_TAG!r} in {place} is damaged: no key is as long as that; restore it from a copy"
+            )
         return found
+
+    def raw(self, txn: Transaction[bytes], start: bytes) -> bytes | None:
+        """Return a record as it is kept."""
+        return txn.get(start, db=self.db)
+
+    def keys(self, txn: Transaction[bytes], start: bytes) -> list[bytes]:
+        """Return the keys of a record."""
+        return [start + rest for rest in self._record(txn, start)]
 
     def _write(self, txn: Transaction[bytes], start: bytes, record: dict[bytes, bytes]) -> None:
         if record:
@@ -114,7 +125,7 @@ class LongKeys:
         """Return how many long keys there are."""
         if not txn.stat(self.db)["entries"]:
             return 0
-        return sum(len(self._read(data)) for data in txn.cursor(self.db).iternext(keys=False, values=True))
+        return sum(len(self._read(start, data)) for start, data in txn.cursor(self.db).iternext())
 
     def pairs(self, txn: Transaction[bytes], low: bytes, high: bytes | None, reverse: bool) -> Iterator[Pair]:
         """Iterate over what lies in ``low <= key < high``, in order."""
@@ -130,7 +141,7 @@ class LongKeys:
         for start, data in records:
             if (start < low[:MAX_SHORT]) if reverse else (high is not None and start > high[:MAX_SHORT]):
                 return
-            for rest, value in sorted(self._read(data).items(), reverse=reverse):
+            for rest, value in sorted(self._read(start, data).items(), reverse=reverse):
                 key = start + rest
                 if low <= key and (high is None or key < high):
                     yield key, value

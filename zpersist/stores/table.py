@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from heapq import merge
 from itertools import islice, takewhile
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,6 +14,7 @@ from zpersist.files.atomic import sync_directory
 from zpersist.stores.environment import Environment
 from zpersist.stores.lmdbfile import LmdbError
 from zpersist.stores.longkeys import MAX_SHORT, LongKeys, Pair
+from zpersist.stores.pages import page, set_at
 
 if TYPE_CHECKING:
     from lmdb import Transaction
@@ -70,19 +70,31 @@ class Table:
     def _open(self) -> None:
         env = self._env
         with env.writing, env.reading:
-            if self._begin is not None:
+            if self._begin is not None and env.is_in_place():
                 return
             opened = env.join(self, self._map_size)
             if opened.max_key_size() < MAX_SHORT:
                 raise StorageError(errno.EINVAL, f"this LMDB was built for keys below {MAX_SHORT} bytes", env.file)
             # Changes nothing, and so writes nothing, if the databases are there.
             with opened.begin(write=True) as txn:
-                short = opened.open_db(self.name, txn=txn)
-                long = opened.open_db(self.name + b":long", txn=txn)
+                short = self._open_db(opened, self.name, txn)
+                long = self._open_db(opened, self.name + b":long", txn)
             if self._synced:
                 sync_directory(os.path.dirname(env.file))
             self._short, self._long = short, LongKeys(long, env.file)
             self._opened, self._begin = opened, opened.begin
+
+    def _open_db(self, opened: Any, name: bytes, txn: Transaction[bytes]) -> Any:
+        db = opened.open_db(name, txn=txn)
+        # In a database that was made so keys are in another order, or a value stays beside the one that follows it.
+        foreign = sorted(flag for flag, is_set in db.flags(txn).items() if is_set)
+        if foreign:
+            raise StorageError(
+                errno.EINVAL,
+                f"the database {name!r} is not one of ours: it has {foreign}; take another",
+                self._env.file,
+            )
+        return db
 
     def read(self, work: Callable[[Transaction[bytes]], T]) -> T:
         """Return what a function makes of a transaction that reads; it may be called again."""
@@ -103,7 +115,7 @@ class Table:
         while True:
             try:
                 with env.writing:
-                    if self._begin is not None:
+                    if self._begin is not None and env.is_in_place():
                         txn = self._begin(self._short, None, True)
                         try:
                             result = work(txn)
@@ -175,6 +187,43 @@ class Table:
         """Remove a key, and return whether it was there."""
         return self.write(lambda txn: self._delete(txn, key))
 
+    # what is kept as it is kept
+
+    def short_keys(self) -> Iterator[bytes]:
+        """Iterate over all keys that LMDB takes itself."""
+        return self._raw_keys(lambda: self._short)
+
+    def records(self) -> Iterator[bytes]:
+        """Iterate over the starts of long keys, of which each has a record."""
+        return self._raw_keys(lambda: self._long.db)
+
+    def _raw_keys(self, db: Callable[[], Any], count: int = 1000) -> Iterator[bytes]:
+        low = b""
+
+        def keys_from_low(txn: Transaction[bytes]) -> list[bytes]:
+            # The handle is another one when the environment has been opened again.
+            cursor = txn.cursor(db())
+            return list(islice(cursor.iternext(True, False), count)) if set_at(cursor, low) else []
+
+        while True:
+            keys = self.read(keys_from_low)
+            yield from keys
+            if len(keys) < count:
+                return
+            low = keys[-1] + b"\0"
+
+    def keys_of_record(self, start: bytes) -> list[bytes]:
+        """Return the keys that begin so, or raise if their record is damaged."""
+        return self.read(lambda txn: self._long.keys(txn, start))
+
+    def record(self, start: bytes) -> bytes | None:
+        """Return the record of the keys that begin so."""
+        return self.read(lambda txn: self._long.raw(txn, start))  # type: ignore[no-any-return]
+
+    def remove_record(self, start: bytes, old: bytes) -> bool:
+        """Remove all keys that begin so if their record is still the same, and return whether it was."""
+        return self.write(lambda txn: self._long.raw(txn, start) == old and txn.delete(start, db=self._long.db))
+
     # many keys, in one transaction
 
     def put_many(self, pairs: Sequence[Pair]) -> None:
@@ -202,35 +251,17 @@ class Table:
         """Iterate over the keys in ``low <= key < high``, or the pairs of keys and values, ``count`` at a time."""
         # By pages, so that no transaction stays open while others write: what it sees could not be used again.
         while True:
-            page = self.read(lambda txn: self._page(txn, low, high, reverse, count, values))  # noqa: B023 - called now
-            yield from page
-            if len(page) < count:
+            found = self.read(
+                lambda txn: page(txn, self._long, low, high, reverse=reverse, count=count, values=values)  # noqa: B023 - called now
+            )
+            yield from found
+            if len(found) < count:
                 return
-            last = page[-1][0] if values else page[-1]
+            last = found[-1][0] if values else found[-1]
             if reverse:
                 high = last
             else:
                 low = last + b"\0"
-
-    def _page(
-        self, txn: Transaction[bytes], low: bytes, high: bytes | None, reverse: bool, count: int, values: bool
-    ) -> list[Any]:
-        cursor: Any = txn.cursor()
-        if reverse:
-            at = _before(cursor, high)
-            found: Any = cursor.iterprev(True, values) if at else ()
-        else:
-            found = cursor.iternext(True, values) if _at(cursor, low) else ()
-        key_of = _first if values else bytes
-        page: list[Any] = list(islice(found, count))
-        # Only the last page may have keys beyond the bound.
-        while page and (key_of(page[-1]) < low if reverse else high is not None and key_of(page[-1]) >= high):
-            page.pop()
-        long = self._long.pairs(txn, low, high, reverse)
-        more: list[Any] = [pair if values else pair[0] for pair in islice(long, count)]
-        if more:
-            page = list(islice(merge(page, more, key=key_of, reverse=reverse), count))
-        return page
 
     def count(self) -> int:
         """Return how many keys there are."""
@@ -259,18 +290,3 @@ class Table:
                     txn.drop(self._opened.open_db(table, txn=txn), delete=False)
 
         self.write(work)
-
-
-def _at(cursor: Any, low: bytes) -> bool:
-    """Put a cursor on the first key from ``low`` on."""
-    if not cursor.set_range(low[:MAX_SHORT]):
-        return False
-    # The start of a longer bound comes before it.
-    return cursor.key() >= low or cursor.next()  # type: ignore[no-any-return]
-
-
-def _before(cursor: Any, high: bytes | None) -> bool:
-    """Put a cursor on the last key before ``high``."""
-    if high is None or not cursor.set_range(high[:MAX_SHORT]):
-        return cursor.last()  # type: ignore[no-any-return]
-    return cursor.key() < high or cursor.prev()  # type: ignore[no-any-return]
