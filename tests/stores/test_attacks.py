@@ -297,3 +297,21 @@ def test_a_zone_that_is_none_imports_nothing(codec, tmp_path, monkeypatch):
         codec.loads(good.replace(b"Europe/Rome", b"Run/Me_1234"))
     assert not (tmp_path / "ran").exists()
     assert codec.loads(good).key == "Europe/Rome"
+
+
+@pytest.mark.parametrize("kind", [SqliteStash, LmdbStash])
+def test_two_paths_to_one_database_are_one_place(tmp_path, kind):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    (tmp_path / "db").symlink_to("real/db")
+    stashes = [
+        kind(tmp_path / path, codec=SignedCodec(PickleCodec(), b"k" * 32)) for path in ("real/db", "link/db", "db")
+    ]
+    with stashes[0] as one, stashes[1] as other, stashes[2] as third:
+        one["a"] = 1
+        assert other["a"] == third["a"] == 1
+        lock = one._locks.acquire("key a")
+        for stash in (other, third):
+            with pytest.raises(TimeoutError):
+                stash._locks.acquire("key a", timeout=0)
+        lock.release()

@@ -76,8 +76,10 @@ class CellStash(CloseableStash[V]):
 
     def __attrs_post_init__(self) -> None:
         self._file = os.path.abspath(self.path)
-        self._place = f"{self._file}\0{self._kind} {self._part}"
-        self._locks = KeyLocks.beside(self._file)
+        # Whoever comes by a symbolic link meets the others there.
+        real = os.path.realpath(self._file)
+        self._place = f"{real}\0{self._kind} {self._part}"
+        self._locks = KeyLocks.beside(real)
         self._connect()
 
     @property
