@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickletools
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, KeysView
 from typing import Any, Literal, NamedTuple
 
 from zpersist.errors import CorruptValueError, InvalidArgumentError, ZPersistError
@@ -71,7 +71,9 @@ def verified(stash: Any, *, progress: bool, repair: Repair | None) -> Iterator[D
     """Read all values of a stash, yield what is damaged, and repair it."""
     with Progress(progress, f"verify {type(stash).__name__}", len(stash) if progress else None) as bar:
         damaged = 0
-        for done, name in enumerate(stash.keys(), 1):
+        keys = stash.keys()
+        # A live view can't be iterated over while keys are deleted, or written by others.
+        for done, name in enumerate(tuple(keys) if isinstance(keys, KeysView) else keys, 1):
             bar.show(done, 0, damaged)
             try:
                 stash._verify_one(name)
