@@ -64,8 +64,8 @@ def migrate(source: Stash[V], target: Stash[V], *, progress: bool = False, verif
     Raises
     ------
     InvalidDelegateError
-        One of them is no stash, or ``target`` keeps nothing: it is read only, or a :class:`~zpersist.NoopStash`.  Nothing
-        was read.
+        One of them is no stash, or ``target`` keeps nothing: it, or what it stands on, is read only, or a
+        :class:`~zpersist.NoopStash`.  Nothing was read.
     MigrationError
         Values of ``target`` are not those of ``source``, or are damaged; all others were copied.
     CorruptValueError
@@ -99,7 +99,9 @@ def migrate(source: Stash[V], target: Stash[V], *, progress: bool = False, verif
         if not isinstance(stash, Stash):
             raise InvalidDelegateError(f"{name} must be a stash, not {stash!r}")
     if not target._keeps:
-        raise InvalidDelegateError(f"target {target!r} keeps nothing, for it, or what it stands on, is read only or void")
+        raise InvalidDelegateError(
+            f"target {target!r} keeps nothing: it, or what it stands on, is read only, or a NoopStash; give a store"
+        )
     total = len(source) * (2 if verify else 1) if progress else None
     stored = target._stored()
     copied = there = 0

@@ -472,6 +472,35 @@ def test_a_target_with_another_key_or_codec_is_no_difference(tmp_path):
         migrate(source, DirectoryStash(tmp_path, codec=SignedCodec(None, bytes(range(32)))))
 
 
+MOVABLE = {
+    "directory": (DirectoryStash, "data"),
+    "spread": (lambda path, **options: DirectoryStash(path, fan_out=16, **options), "data"),
+    "sqlite": (SqliteStash, "data.db"),
+    "lmdb": (LmdbStash, "data.lmdb"),
+    "shelve": (ShelveStash, "shelf"),
+}
+
+
+@pytest.mark.parametrize("kind", MOVABLE)
+def test_a_signed_store_that_was_moved_as_its_error_says(tmp_path, kind):
+    make, name = MOVABLE[kind]
+    one, two = folders(tmp_path)
+    with make(one / name, codec=SignedCodec(None, bytes(32))) as stash:
+        stash.dump_many({"a": 1, "b": [2]})
+    one.rename(tmp_path / "moved")
+    moved = tmp_path / "moved" / name
+    with make(moved, codec=SignedCodec(None, bytes(32))) as stash, pytest.raises(SealError) as caught:
+        stash["a"]
+    assert "what was moved is read with its old path as scope=, and migrate() seals it" in str(caught.value)
+    assert str(moved) in str(caught.value)
+    with (
+        make(moved, codec=SignedCodec(None, bytes(32), scope=str(one / name))) as source,
+        make(two / name, codec=SignedCodec(None, bytes(32))) as target,
+    ):
+        assert migrate(source, target) == (2, 0)
+        assert dict(target) == {"a": 1, "b": [2]}
+
+
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(),
     lambda inner: st.lists(inner) | st.tuples(inner, inner) | st.dictionaries(st.text(), inner),
