@@ -622,3 +622,16 @@ def test_a_repair_that_is_cut_short_leaves_no_list_of_failures(elsewhere):
     assert not Path("good.dat").exists()
     repairing.close()
     assert sorted(stash.keys()) == ["a", "c"]
+
+
+def test_a_list_of_failures_that_was_found_out_during_a_repair_is_forgotten(elsewhere):
+    with SqliteStash("results.db") as results:
+        results.dump_many({"a": 1, "b": 2, "c": 3})
+        stash = FailureFilterStash(results, "good.dat")
+        results._run("UPDATE stash SET value=x'00' WHERE key='a'")
+        repairing = stash.verify(repair="drop")
+        assert next(repairing).key == "a"
+        assert sorted(stash.keys()) == ["b", "c"]
+        results._run("UPDATE stash SET value=x'00' WHERE key='b'")
+        assert [damage.key for damage in repairing] == ["b"]
+        assert sorted(stash.keys()) == ["c"]

@@ -186,6 +186,12 @@ class DbmFile:
             data: bytes | None = self._db.get(name.encode())
             return data
 
+    def get_listed(self, name: str) -> bytes | None:
+        """Return the bytes under a key that was listed; of dbm.ndbm also none, of which it says they aren't there."""
+        data = self.get(name)
+        with self.driving():
+            return b"" if data is None and name.encode() in self._db.keys() else data
+
     def put(self, name: str, data: bytes) -> None:
         """Keep bytes under a key."""
         with self.driving():

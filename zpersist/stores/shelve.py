@@ -156,8 +156,7 @@ class ShelveStash(CloseableStash[V]):
             data = self._db.get(name)
             if data is None:
                 return MISSING
-            value = self._decode(name, data)
-            self._remember(name, data, value)
+            self._remember(name, data, value := self._decode(name, data))
             return value
 
     def dump(self, name: str, inst: V) -> None:
@@ -226,19 +225,21 @@ class ShelveStash(CloseableStash[V]):
             self._cleared()
 
     def _stored(self) -> Stash[V]:
-        # One that uses the same open database, and does not remember.
-        twin = copy(self)
+        twin = copy(self)  # of the same open database
         twin.writeback = False
         return twin
 
     # damage
 
     def _verify_one(self, name: str) -> None:
-        self._stored()._fetch(name)
+        check_str_key(name)
+        with self._opened():
+            if (data := self._db.get_listed(name)) is not None:
+                self._decode(name, data)
 
     def _repair(self, name: str, repair: Repair) -> bool:
         with self._opened():
-            data = self._db.get(name)
+            data = self._db.get_listed(name)
             if data is None or not is_damaged(lambda: self._decode(name, data), lambda: data):
                 return False
             if repair == "quarantine":
