@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickletools
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, KeysView
 from typing import Any, Literal, NamedTuple
 
 from zpersist.errors import CorruptValueError, InvalidArgumentError, ZPersistError
@@ -74,7 +74,9 @@ def verified(
     total = len(stash) if progress and names is None else None
     with Progress(progress, f"verify {type(stash).__name__}", total) as bar:
         damaged = 0
-        for done, name in enumerate(stash.keys() if names is None else names, 1):
+        keys = stash.keys() if names is None else names
+        # A live view can't be iterated over while keys are deleted, or written by others.
+        for done, name in enumerate(tuple(keys) if isinstance(keys, KeysView) else keys, 1):
             bar.show(done, 0, damaged)
             try:
                 stash._verify_one(name)

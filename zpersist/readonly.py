@@ -39,6 +39,8 @@ class ReadOnlyStash(Stash[V]):
     #: Raise :class:`~zpersist.ReadOnlyError` on a write; otherwise it is ignored.
     strict: bool = False
 
+    _keeps = False
+
     def _refuse(self, what: str) -> Literal[False]:
         if self.strict:
             raise ReadOnlyError(f"{what} on {type(self).__name__}, which is read only; set strict=False to ignore it")

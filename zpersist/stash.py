@@ -113,6 +113,9 @@ class Stash(ABC, Generic[V]):
     # Whether many values at once cost less than one after the other.
     _batches: bool = False
 
+    # Whether what is dumped here can be read again.
+    _keeps: bool = True
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         _pair_load_and_fetch(cls)
@@ -177,6 +180,10 @@ class Stash(ABC, Generic[V]):
     # Who works on which of the items that are to fill this stash; None: that can't be known here.
     def _claims(self) -> Claims | None:
         return None
+
+    # The stash that shows what is stored here and nothing else: no memory of it, nothing made for the asking.
+    def _stored(self) -> Stash[V]:
+        return self
 
     def _outdated(self) -> None:
         """Let go what is cached, for others have written."""

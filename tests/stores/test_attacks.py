@@ -167,7 +167,7 @@ def _fire():
 
 def test_the_companions_of_a_sealed_shelf_are_sealed(tmp_path):
     stash = ShelveStash(tmp_path / "shelf", codec=signed())
-    ShelveStash(tmp_path / "shelf.journal")["at-0"] = Canary()
+    ShelveStash(tmp_path / ".zpersist/shelves/shelf/journal")["at-0"] = Canary()
     Canary.fired = 0
     with pytest.raises(ValueError, match="was written by the codec 'pickle'"):
         stash._companion("journal")["at-0"]

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import pickle
+import signal
+import threading
+from contextlib import nullcontext
 from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,19 +17,37 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zpersist import (
+    CacheFactoryStash,
+    CacheStash,
     CorruptValueError,
+    DelegateStash,
     DictionaryStash,
     DirectoryStash,
     EncodeError,
+    FactoryStash,
+    Failure,
+    FailureFilterStash,
     InvalidDelegateError,
     JsonCodec,
+    KeyLimitStash,
+    KeySubsetStash,
     LmdbStash,
     Migration,
     MigrationError,
+    MultiProcessFactoryStash,
+    NoopStash,
+    OneShotFactoryStash,
     PickleCodec,
+    PreemptiveStash,
+    ProtectiveStash,
+    ReadOnlyDelegateStash,
+    ReadOnlyStash,
+    SealError,
     ShelveStash,
     SignedCodec,
+    SortedStash,
     SqliteStash,
+    UnionStash,
     migrate,
 )
 from zpersist.sameness import _Comparison, is_same
@@ -143,6 +166,339 @@ def test_what_is_no_stash(source, target):
 def test_progress(capsys):
     migrate(DictionaryStash({str(n): n for n in range(30)}), DictionaryStash(), progress=True)
     assert "60/60" in capsys.readouterr().err
+
+
+# what is stored, and nothing else
+
+
+class Prefixed(DelegateStash):
+    """A wrapper of a user: other keys below."""
+
+    def load(self, name):
+        return super().load(f"x-{name}")
+
+    def dump(self, name, inst):
+        super().dump(f"x-{name}", inst)
+
+    def delete(self, name):
+        return super().delete(f"x-{name}")
+
+    def exists(self, name):
+        return super().exists(f"x-{name}")
+
+    def keys(self):
+        return [name[2:] for name in self.delegate.keys()]
+
+
+class Upper(CacheStash):
+    """A cache of a user that changes what it keeps."""
+
+    def dump(self, name, inst):
+        super().dump(name, inst.upper())
+
+
+class Never(ReadOnlyStash):
+    """A factory that is not to be asked."""
+
+    def load(self, name):
+        raise AssertionError(f"{name} was made")
+
+    def keys(self):
+        return ("a", "b", "c")
+
+
+def never():
+    raise AssertionError("it was filled")
+
+
+CACHES = {
+    "cache": CacheStash,
+    "two caches": lambda store: CacheStash(CacheStash(store)),
+    "sorted": lambda store: SortedStash(CacheStash(store)),
+    "protective": lambda store: ProtectiveStash(CacheStash(store)),
+    "preemptive": lambda store: PreemptiveStash(CacheStash(store)),
+    "of other keys": lambda store: Prefixed(CacheStash(store)),
+    "over a factory": lambda store: CacheStash(FactoryStash(store, Never())),
+    "in a factory": lambda store: FactoryStash(CacheStash(store), Never()),
+}
+
+
+class Loses(DictionaryStash):
+    """A stash that loses values, or changes them, without a word; whatever wrapper keys come from."""
+
+    def dump(self, name, inst):
+        if not name.endswith("3"):
+            super().dump(name, 0 if name.endswith("5") else inst)
+
+
+@pytest.mark.parametrize("cache", CACHES)
+def test_caches_are_not_asked_what_was_stored(cache):
+    target = CACHES[cache](Loses())
+    with pytest.raises(MigrationError) as caught:
+        migrate(DictionaryStash({str(n): n for n in range(10)}), target)
+    assert caught.value.keys == ("3", "5")
+
+
+@pytest.mark.parametrize("cache", CACHES)
+def test_caches_that_see_what_was_stored_are_in_order(cache, tmp_path):
+    target = CACHES[cache](DirectoryStash(tmp_path))
+    source = DictionaryStash({str(n): n for n in range(10)})
+    assert migrate(source, target) == (10, 0)
+    assert migrate(source, target) == (0, 10)
+    assert target["5"] == 5
+
+
+def test_caches_learn_what_was_stored_below_them(tmp_path):
+    target = CacheStash(DirectoryStash(tmp_path))
+    target["a"] = "old"
+    DirectoryStash(tmp_path).clear()
+    assert target["a"] == "old"
+    assert migrate(DictionaryStash({"a": "new"}), target) == (1, 0)
+    assert target["a"] == "new"
+
+
+def test_caches_learn_also_by_a_migration_that_fails():
+    target = CacheStash(DictionaryStash({"b": 0}))
+    target["a"] = "old"
+    target.delegate.clear()
+    target.delegate["b"] = 0
+    with pytest.raises(MigrationError):
+        migrate(DictionaryStash({"a": "new", "b": 1}), target)
+    assert target["a"] == "new"
+
+
+def test_a_wrapper_that_changes_what_it_keeps_is_still_there():
+    target = Upper(DictionaryStash())
+    with pytest.raises(MigrationError):
+        migrate(DictionaryStash({"a": "text"}), target)
+    assert target.delegate.data == {"a": "TEXT"}
+    assert migrate(DictionaryStash({"a": "TEXT"}), target) == (0, 1)
+
+
+def test_a_shelf_that_is_kept_open_is_not_asked_what_it_remembers(tmp_path):
+    with ShelveStash(tmp_path / "shelf", auto_close=False) as target:
+        assert migrate(DictionaryStash({"a": [1], "b": [2]}), target) == (2, 0)
+        target["a"].append(2)
+        assert migrate(DictionaryStash({"a": [1], "b": [2]}), target) == (0, 2)
+        with target._opened() as db:
+            db[b"b"] = db[b"a"]
+        with pytest.raises(MigrationError) as caught:
+            migrate(DictionaryStash({"a": [1], "b": [2]}), target)
+        assert caught.value.keys == ("b",)
+    assert ShelveStash(target.path)["a"] == [1, 2]
+
+
+MAKING = {
+    "factory": lambda store, path: FactoryStash(store, Never()),
+    "factory that knows the keys": lambda store, path: CacheFactoryStash(store, Never()),
+    "many processes": lambda store, path: MultiProcessFactoryStash(store, Never()),
+    "one shot": lambda store, path: OneShotFactoryStash(store, never),
+    "cached": lambda store, path: CacheStash(FactoryStash(store, Never())),
+    "filtered": lambda store, path: FailureFilterStash(MultiProcessFactoryStash(store, Never()), path / "good.dat"),
+    "sorted": lambda store, path: SortedStash(OneShotFactoryStash(store, never)),
+}
+
+
+@pytest.mark.parametrize("making", MAKING)
+def test_what_could_be_made_is_not_there(making, tmp_path):
+    store = DictionaryStash({"b": 2})
+    target = MAKING[making](store, tmp_path)
+    assert migrate(DictionaryStash({"a": 1, "b": 2, "d": 4}), target) == (2, 1)
+    assert store.data == {"a": 1, "b": 2, "d": 4}
+    with pytest.raises(MigrationError) as caught:
+        migrate(DictionaryStash({"a": 1, "b": 3}), target)
+    assert caught.value.keys == ("b",)
+
+
+def test_it_can_be_made_still_after_that():
+    target = FactoryStash(DictionaryStash(), DictionaryStash({"made": 7}))
+    assert migrate(DictionaryStash({"a": 1}), target) == (1, 0)
+    assert (target["made"], target["a"], target.delegate.data) == (7, 1, {"a": 1, "made": 7})
+
+
+def test_what_is_hidden_is_there_and_is_not_replaced(tmp_path):
+    failure = Failure(ValueError("no"))
+    store = DictionaryStash({"a": failure, "b": 1})
+    for target in (
+        KeyLimitStash(store, 0),
+        FailureFilterStash(store, tmp_path / "good.dat"),
+        KeyLimitStash(FailureFilterStash(store, tmp_path / "good.dat"), 1),
+    ):
+        with pytest.raises(MigrationError) as caught:
+            migrate(DictionaryStash({"a": 5, "b": 1}), target)
+        assert caught.value.keys == ("a",)
+        assert store["a"] is failure
+
+
+def test_a_source_makes_what_it_can():
+    source = FactoryStash(CacheStash(DictionaryStash()), DictionaryStash({"a": 1, "b": 2}))
+    target = DictionaryStash()
+    assert migrate(source, target) == (2, 0)
+    assert target.data == {"a": 1, "b": 2}
+
+
+KEEPS_NOTHING = {
+    "noop": lambda store: NoopStash(),
+    "delegate of nothing": lambda store: DelegateStash(),
+    "cache of nothing": lambda store: CacheStash(NoopStash(), cache_stash=store),
+    "read only": ReadOnlyDelegateStash,
+    "subset": lambda store: KeySubsetStash(store, {"a"}),
+    "union": lambda store: UnionStash((store,)),
+    "below": lambda store: SortedStash(CacheStash(ReadOnlyDelegateStash(store))),
+    "given": lambda store: Never(),
+}
+
+
+@pytest.mark.parametrize("keeps_nothing", KEEPS_NOTHING)
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_target_that_keeps_nothing_is_refused_before_anything_is_read(keeps_nothing, verify):
+    store = DictionaryStash({"z": 0})
+    with pytest.raises(InvalidDelegateError, match="target .* keeps nothing"):
+        migrate(Never(), KEEPS_NOTHING[keeps_nothing](store), verify=verify)
+    assert store.data == {"z": 0}
+
+
+# runs that end early, and several at once
+
+
+class Dies(DictionaryStash):
+    """A source whose reader is killed at a value."""
+
+    def _fetch(self, name):
+        if name == "137":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super()._fetch(name)
+
+
+@pytest.mark.parametrize("kind", ["directory", "spread", "signed", "sqlite", "lmdb", "shelve"])
+def test_a_run_that_was_killed_goes_on(tmp_path, kind):
+    def run():
+        with KINDS[kind](tmp_path) as target:
+            migrate(Dies(DATA), CacheStash(target))
+
+    child = multiprocessing.get_context("fork").Process(target=run)
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    child.close()
+    with KINDS[kind](tmp_path) as target:
+        there = len(target)
+        assert 0 < there < len(DATA)
+        assert migrate(DictionaryStash(DATA), target) == (len(DATA) - there, there)
+        assert dict(target) == DATA
+        assert list(target.verify()) == []
+
+
+class Waits(DictionaryStash):
+    """A source during whose reading another thread gets its turn."""
+
+    def begin(self, other):
+        self.other = other
+        self.thread = None
+
+    def _fetch(self, name):
+        if self.thread is None:
+            self.thread = threading.Thread(target=self.other)
+            self.thread.start()
+            self.thread.join(0.5)
+        return super()._fetch(name)
+
+
+def two_at_once(target):
+    """Return which of two migrations, from sources that differ, found everything in order."""
+    source, other = Waits({"a": 1, "b": 1}), DictionaryStash({"a": 2, "b": 2})
+    in_order = []
+
+    def run(name, source):
+        try:
+            migrate(source, target)
+        except MigrationError:
+            return
+        in_order.append(name)
+
+    source.begin(lambda: run("other", other))
+    run("one", source)
+    source.thread.join()
+    return in_order
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_at_once_do_not_replace_what_the_other_one_has_put_there(tmp_path, kind):
+    with KINDS[kind](tmp_path) as target:
+        assert two_at_once(SortedStash(target)) == ["one"]
+        assert dict(target) == {"a": 1, "b": 1}
+
+
+def test_without_a_lock_two_at_once_replace_it():
+    class Unlocked(DictionaryStash):
+        def _flight(self, name, purpose="key"):
+            return nullcontext()
+
+    target = Unlocked()
+    assert two_at_once(target) == ["other", "one"]
+    assert dict(target) == {"a": 1, "b": 1}
+
+
+def test_a_source_that_changes_meanwhile():
+    source = DictionaryStash({str(n): n for n in range(250)})
+
+    class Writes(DictionaryStash):
+        def dump(self, name, inst):
+            source[f"new {name}"] = 0
+            source.delete("249")
+            super().dump(name, inst)
+
+    target = Writes()
+    assert migrate(source, target, verify=False) == (249, 0)
+    assert "249" not in target
+
+
+def test_a_value_of_the_target_that_is_damaged_is_told_with_the_others(tmp_path):
+    source, target = DictionaryStash({"a": 1, "b": 2, "c": 3}), DirectoryStash(tmp_path)
+    migrate(source, target)
+    target.key_to_path("a").write_bytes(b"cut")
+    target["b"] = 5
+    with pytest.raises(MigrationError, match="2 values of") as caught:
+        migrate(source, target)
+    assert caught.value.keys == ("a", "b")
+    target.delete_many(caught.value.keys)
+    assert migrate(source, target) == (2, 1)
+
+
+def test_a_target_with_another_key_or_codec_is_no_difference(tmp_path):
+    source = DictionaryStash({"a": 1})
+    migrate(source, DirectoryStash(tmp_path, codec=SignedCodec(None, bytes(32))))
+    with pytest.raises(SealError):
+        migrate(source, DirectoryStash(tmp_path, codec=SignedCodec(None, bytes(range(32)))))
+
+
+MOVABLE = {
+    "directory": (DirectoryStash, "data"),
+    "spread": (lambda path, **options: DirectoryStash(path, fan_out=16, **options), "data"),
+    "sqlite": (SqliteStash, "data.db"),
+    "lmdb": (LmdbStash, "data.lmdb"),
+    "shelve": (ShelveStash, "shelf"),
+}
+
+
+@pytest.mark.parametrize("kind", MOVABLE)
+def test_a_signed_store_that_was_moved_as_its_error_says(tmp_path, kind):
+    make, name = MOVABLE[kind]
+    one, two = folders(tmp_path)
+    with make(one / name, codec=SignedCodec(None, bytes(32))) as stash:
+        stash.dump_many({"a": 1, "b": [2]})
+    one.rename(tmp_path / "moved")
+    moved = tmp_path / "moved" / name
+    with make(moved, codec=SignedCodec(None, bytes(32))) as stash, pytest.raises(SealError) as caught:
+        stash["a"]
+    assert "what was moved is read with its old path as scope=, and migrate() seals it" in str(caught.value)
+    assert str(moved) in str(caught.value)
+    with (
+        make(moved, codec=SignedCodec(None, bytes(32), scope=str(one / name))) as source,
+        make(two / name, codec=SignedCodec(None, bytes(32))) as target,
+    ):
+        assert migrate(source, target) == (2, 0)
+        assert dict(target) == {"a": 1, "b": [2]}
 
 
 VALUES = st.recursive(

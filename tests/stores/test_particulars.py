@@ -522,7 +522,7 @@ def test_shelve_used_by_a_child_that_was_forked_within_an_update(elsewhere):
     try:
         stash.update("a", fn)
         if os.getpid() != mine:
-            os._exit(0 if (stash["a"], stash.is_open, stash._depth) == ("child", False, 0) else 1)
+            os._exit(0 if (stash["a"], stash.is_open, stash._db.depth) == ("child", False, 0) else 1)
     finally:
         if os.getpid() != mine:
             os._exit(2)

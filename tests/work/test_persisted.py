@@ -29,6 +29,10 @@ from zpersist import (
     OwnerError,
     PersistableContainer,
     PersistedWork,
+    PickleCodec,
+    SealError,
+    ShelveStash,
+    SignedCodec,
     SqliteStash,
     StorageError,
     WorkNameError,
@@ -1123,3 +1127,112 @@ def test_a_class_that_can_not_be_hashed():
             return 1
 
     assert [In().v(), In().v()] == [1, 1]
+
+
+# what is found in a file or stash
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_plain_pickle_is_a_result(elsewhere, protocol):
+    Path("v.dat").write_bytes(pickle.dumps({"a": [1, 2]}, protocol))
+    work = PersistedWork(Path("v.dat"), None, codec=PickleCodec(plain=True))
+    assert work.is_set()
+    assert work() == {"a": [1, 2]}
+
+
+@pytest.mark.parametrize("data", [b"", b"no pickle", pickle.dumps([1, 2])[:-1], pickle.dumps([1]) + b"x", b"garbage."])
+def test_what_is_no_pickle_is_no_result(elsewhere, data):
+    Path("v.dat").write_bytes(data)
+    work = PersistedWork(Path("v.dat"), None, codec=PickleCodec(plain=True))
+    assert not work.is_set()
+    with pytest.raises(CorruptValueError):
+        work()
+
+
+def test_a_plain_pickle_is_none_for_those_who_do_not_ask_for_it(elsewhere):
+    Path("v.dat").write_bytes(pickle.dumps(1))
+    assert not PersistedWork(Path("v.dat"), None).is_set()
+    # What has a version is ours.
+    assert not PersistedWork(Path("v.dat"), None, codec=PickleCodec(plain=True), version="1").is_set()
+    work = PersistedWork(Path("v.dat"), None, codec=PickleCodec(plain=True))
+    work.set(2)
+    assert PersistedWork(Path("v.dat"), None, codec=PickleCodec(plain=True)).is_set()
+
+
+@pytest.mark.parametrize("data", [b"", b"short", b"x" * 100, "cut"])
+def test_what_is_computed_again_is_not_to_be_deleted(elsewhere, caplog, data):
+    work = PersistedWork(Path("v.dat"), None)
+    work.set([1] * 100)
+    good = Path("v.dat").read_bytes()
+    Path("v.dat").write_bytes(good[10:] if data == "cut" else data)
+    with pytest.raises(CorruptValueError, match="delete it, or restore it from a copy.*recover_empty=True"):
+        PersistedWork(Path("v.dat"), None)()
+    again = PersistedWork(Path("v.dat"), None, recover_empty=True)
+    again.worker = lambda: 5
+    assert again() == 5
+    (record,) = caplog.records
+    text = record.getMessage()
+    assert "v.dat is damaged" in text
+    assert text.endswith(": it is computed again, for recover_empty is set")
+    assert "delete" not in text
+
+
+@pytest.mark.parametrize("make", [lambda: DirectoryStash("d"), lambda: SqliteStash("s.db"), lambda: ShelveStash("s")])
+def test_damage_in_a_stash_is_an_error_or_is_computed_again(elsewhere, caplog, make):
+    def work(**options):
+        work = PersistedWork("v", None, stash=stash, key="v", **options)
+        work.worker = lambda: 5
+        return work
+
+    with make() as stash:
+        work().set(1)
+        foreign = "x" * 100
+        if isinstance(stash, DirectoryStash):
+            stash.key_to_path("v").write_text(foreign)
+        elif isinstance(stash, SqliteStash):
+            stash._run("UPDATE stash SET value=?", (foreign.encode(),))
+        else:
+            with stash._opened() as db:
+                db["v"] = foreign
+        with pytest.raises(CorruptValueError, match="delete it.*; with recover_empty=True it is computed again"):
+            work()()
+        assert work(recover_empty=True)() == 5
+        assert caplog.text.count("it is computed again") == 1
+        assert stash["v"] == 5
+        assert work()() == 5
+
+
+def test_a_stash_that_is_damaged_as_a_whole_is_not_computed_for(elsewhere):
+    Path("s.db").write_bytes(b"no database" * 1000)
+    with SqliteStash("s.db") as stash:
+        work = PersistedWork("v", None, stash=stash, recover_empty=True)
+        work.worker = lambda: pytest.fail("it was computed")
+        with pytest.raises(CorruptValueError, match=r"s\.db"):
+            work()
+
+
+KEY, OTHER = bytes(32), bytes(range(32))
+
+
+@pytest.mark.parametrize("recover", [False, True])
+def test_what_another_one_sealed_is_told_with_its_place(elsewhere, recover):
+    PersistedWork(Path("v.dat"), None, codec=SignedCodec(None, KEY)).set(1)
+    stash = DirectoryStash("d", codec=SignedCodec(None, KEY))
+    stash["v"] = 1
+    sealed = SignedCodec(None, OTHER)
+    for work, place in (
+        (PersistedWork(Path("v.dat"), None, codec=sealed, recover_empty=recover), "v.dat"),
+        (PersistedWork("v", None, stash=DirectoryStash("d", codec=sealed), key="v", recover_empty=recover), "v.dat"),
+    ):
+        with pytest.raises(SealError, match=rf"{place}: the signature is none of ours.*scope=.*migrate\(\)"):
+            work()
+    assert PersistedWork(Path("v.dat"), None, codec=SignedCodec(None, KEY))() == 1
+
+
+def test_a_sealed_work_that_was_moved(elsewhere):
+    PersistedWork(Path("v.dat"), None, codec=SignedCodec(None, KEY)).set(1)
+    old = os.path.abspath("v.dat")
+    os.rename("v.dat", "w.dat")
+    with pytest.raises(SealError, match="what was moved is read with its old path as scope="):
+        PersistedWork(Path("w.dat"), None, codec=SignedCodec(None, KEY))()
+    assert PersistedWork(Path("w.dat"), None, codec=SignedCodec(None, KEY, scope=old))() == 1

@@ -592,3 +592,46 @@ def test_what_a_subclass_overrides_and_what_it_does_on_the_way():
     assert [list(stash), stash["a"], len(stash.cache_stash)] == [[("a", 2), ("b", 1)], 2, 2]
     stash.clear()
     assert [stash.cleared, len(stash), len(stash.cache_stash)] == [1, 0, 0]
+
+
+@pytest.mark.parametrize("repair", ["drop", "quarantine"])
+def test_failures_that_were_repaired_are_not_remembered(elsewhere, repair):
+    results = DirectoryStash("results")
+    results.dump_many({"a": 1, "b": 2, "c": Failure(ValueError("no"))})
+    stash, other = FailureFilterStash(results, "good.dat"), FailureFilterStash(results, "good.dat")
+    for one in (stash, other):
+        assert sorted(one.keys()) == ["a", "b"]
+    results.key_to_path("b").write_bytes(b"cut")
+    assert [damage.key for damage in stash.verify()] == ["b"]
+    assert Path("good.dat").exists()
+    assert [damage.key for damage in stash.verify(repair=repair)] == ["b"]
+    for one in (stash, other, FailureFilterStash(results, "good.dat")):
+        assert sorted(one.keys()) == ["a"]
+        assert ("b" in one, one.load("b"), len(one)) == (False, None, 1)
+
+
+def test_a_repair_that_is_cut_short_leaves_no_list_of_failures(elsewhere):
+    results = DirectoryStash("results")
+    results.dump_many({"a": 1, "b": 2, "c": 3})
+    stash = FailureFilterStash(results, "good.dat")
+    assert sorted(stash.keys()) == ["a", "b", "c"]
+    results.key_to_path("b").write_bytes(b"cut")
+    repairing = stash.verify(repair="drop")
+    assert next(repairing).key == "b"
+    # As another process finds it if this one is killed now.
+    assert not Path("good.dat").exists()
+    repairing.close()
+    assert sorted(stash.keys()) == ["a", "c"]
+
+
+def test_a_list_of_failures_that_was_found_out_during_a_repair_is_forgotten(elsewhere):
+    with SqliteStash("results.db") as results:
+        results.dump_many({"a": 1, "b": 2, "c": 3})
+        stash = FailureFilterStash(results, "good.dat")
+        results._run("UPDATE stash SET value=x'00' WHERE key='a'")
+        repairing = stash.verify(repair="drop")
+        assert next(repairing).key == "a"
+        assert sorted(stash.keys()) == ["b", "c"]
+        results._run("UPDATE stash SET value=x'00' WHERE key='b'")
+        assert [damage.key for damage in repairing] == ["b"]
+        assert sorted(stash.keys()) == ["c"]

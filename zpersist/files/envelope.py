@@ -40,8 +40,10 @@ from zpersist.files.mapping import map_file
 __all__ = [
     "ALIGNMENT",
     "FORMAT_VERSION",
+    "REMEDIES",
     "Frame",
     "WrongTagError",
+    "looks_whole",
     "open_frame",
     "pack",
     "parse",
@@ -201,11 +203,17 @@ def parse(tail: Buffer, size: int, where: str) -> Frame | int:
     return Frame(codec, tag, body_length, body_hash, buffers_hash, slots)
 
 
+_DAMAGE_REMEDY = "; delete it, or restore it from a copy"
+_FOREIGN_REMEDY = (
+    "; look at it, then delete it, or restore it from a copy; PickleCodec(plain=True) reads pickles of others"
+)
+
+#: What errors of damage end with, for those who know better what helps.
+REMEDIES = (_DAMAGE_REMEDY, _FOREIGN_REMEDY)
+
+
 def _foreign(where: str, what: str) -> str:
-    return (
-        f"{where} is damaged, or is not zpersist's: {what}; look at it, then delete it, or restore it from a copy; "
-        f"PickleCodec(plain=True) reads pickles of others"
-    )
+    return f"{where} is damaged, or is not zpersist's: {what}{_FOREIGN_REMEDY}"
 
 
 def _foreign_value(codec: Codec, data: bytes, where: str) -> Any:
@@ -218,7 +226,17 @@ def _foreign_value(codec: Codec, data: bytes, where: str) -> Any:
 
 
 def _damage(where: str, what: str) -> str:
-    return f"{where} is damaged: {what}; delete it, or restore it from a copy"
+    return f"{where} is damaged: {what}{_DAMAGE_REMEDY}"
+
+
+def _unsealed(where: str, err: SealError) -> SealError:
+    """Return the error that says also where, and what may have happened to data that is in order."""
+    told = SealError(
+        f"{where}: {err}.  A seal covers the key and the place of the store: what was moved is read with its old path "
+        f"as scope=, and migrate() seals it for the new one"
+    )
+    told.add_note(f"while {where} was read")
+    return told
 
 
 class WrongTagError(Exception):
@@ -270,7 +288,9 @@ def unpack(data: bytes, codec: Codec, tag: str, place: str) -> Any:
         if data.endswith(_end_of_plain(body, name, label)):
             return codec.loads(body)
         return _unpack_closely(data, codec, tag, where)
-    except (DecodeError, SealError) as err:
+    except SealError as err:
+        raise _unsealed(where, err) from err
+    except DecodeError as err:
         err.add_note(f"while {where} was read")
         raise
 
@@ -350,12 +370,27 @@ def read_file(path: str, codec: Codec, *, mapped: bool = True, tag: str | None =
         close_quietly(fd)
 
 
+def _is_foreign(fd: int, size: int, codec: Codec, tag: str | None) -> bool:
+    # What has a tag is ours.
+    return codec.plain and not tag and size > 0 and _pread(fd, len(_MAGIC), max(0, size - len(_MAGIC))) != _MAGIC
+
+
+def looks_whole(fd: int, path: str, codec: Codec, *, tag: str) -> bool:
+    """Return whether an open file seems to hold a value with this tag, which is not decoded for that."""
+    size = os.fstat(fd).st_size
+    if _is_foreign(fd, size, codec, tag):
+        return is_pickle(_pread(fd, size, 0))
+    try:
+        return open_frame(fd, size, path).tag == tag
+    except CorruptValueError:
+        return False
+
+
 def read_open(fd: int, path: str, codec: Codec, *, mapped: bool = True, tag: str | None = None) -> Any:
     """Return the value in an open file as :func:`read_file` does; ``path`` names it in errors."""
     try:
         size = os.fstat(fd).st_size
-        # What has a tag is ours.
-        if codec.plain and not tag and size and _pread(fd, len(_MAGIC), max(0, size - len(_MAGIC))) != _MAGIC:
+        if _is_foreign(fd, size, codec, tag):
             return _foreign_value(codec, _pread(fd, size, 0), path)
         if size <= _WHOLE:
             data = os.read(fd, size)
@@ -364,7 +399,9 @@ def read_open(fd: int, path: str, codec: Codec, *, mapped: bool = True, tag: str
                 _check(frame, codec, tag, path)
                 return codec.loads(_body(frame, memoryview(data)[: frame.body_length], path))
         return _read_large(fd, size, path, codec, mapped, tag)
-    except (DecodeError, SealError) as err:
+    except SealError as err:
+        raise _unsealed(path, err) from err
+    except DecodeError as err:
         err.add_note(f"while {path} was read")
         raise
     except OSError as err:

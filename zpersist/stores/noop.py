@@ -33,6 +33,8 @@ class NoopStash(Stash[V]):
     (None, 0)
     """
 
+    _keeps = False
+
     def _fetch(self, name: str) -> V | Missing:
         return MISSING
 

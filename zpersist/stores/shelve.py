@@ -3,56 +3,32 @@
 from __future__ import annotations
 
 import dbm
-import errno
 import os
-import weakref
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack
+from copy import copy
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Any, TypeVar
 
 from attrs import define, field, setters
 
 from zpersist.codecs import Codec, PickleCodec, as_codec, check_codec
-from zpersist.errors import CorruptValueError, StorageError
-from zpersist.files.atomic import make_directory, storage_error
+from zpersist.damage import QUARANTINE, Repair, is_damaged
 from zpersist.files.envelope import pack, unpack
-from zpersist.files.locks import Claims, KeyLocks, LockHandle
+from zpersist.files.layout import HOUSE
+from zpersist.files.locks import Claims
 from zpersist.files.paths import as_path
-from zpersist.forklock import ForkLock
 from zpersist.keys import check_str_key
 from zpersist.stash import COMPANIONS, MISSING, CloseableStash, Missing, Stash, native
+from zpersist.stores.dbmfile import DbmFile, extension_here
 
 __all__ = ["ShelveStash", "shelve"]
 
 V = TypeVar("V")
 
-_FILES = {
-    "dbm.dumb": (".dat", ".dir", ".bak"),
-    "dbm.ndbm": (".db", ".pag", ".dir"),
-    "dbm.gnu": ("",),
-    "dbm.sqlite3": ("", "-wal", "-shm"),
-}
-
-# What dbm.dumb raises, beside OSError, for an index of which some bytes are others.
-_DAMAGE = (SyntaxError, ValueError, TypeError, AttributeError, ArithmeticError, RecursionError)
-
-# SQLITE_CORRUPT and SQLITE_NOTADB, without an import of sqlite3.
-_SQLITE_DAMAGE = (11, 26)
-
-_shelves: weakref.WeakSet[ShelveStash[Any]] = weakref.WeakSet()
-# Inherited by a forked child: closing one there could write what the parent has not, or take its lock away.
-_left_behind: list[Any] = []
-
-
-def _after_fork_in_child() -> None:
-    for shelf in tuple(_shelves):
-        shelf._leave_behind()
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)
+# Holds what is beside the shelves of a directory; not beside them by its name, which may be that of a user's shelf.
+_BESIDE = f"/{HOUSE}/shelves/"
 
 
 @define(slots=False, eq=False)
@@ -107,129 +83,33 @@ class ShelveStash(CloseableStash[V]):
     codec: Codec = field(factory=PickleCodec, kw_only=True, converter=as_codec, validator=check_codec)
     timeout: float = field(default=60.0, kw_only=True)
     _file: str = field(init=False, repr=False)
-    _locks: KeyLocks = field(init=False, repr=False)
-    _lock: ForkLock = field(init=False, repr=False, factory=ForkLock)
-    _db: Any = field(init=False, repr=False, default=None)
-    _depth: int = field(init=False, repr=False, default=0)
-    _handle: LockHandle | None = field(init=False, repr=False, default=None)
-    _live: dict[str, tuple[bytes, V]] = field(init=False, repr=False, factory=dict)
+    _place: str = field(init=False, repr=False)
+    _db: DbmFile = field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
         self._file = os.path.abspath(self.path)
-        self._locks = KeyLocks.beside(self._file)
-        _shelves.add(self)
+        folder, is_beside, name = self._file.partition(_BESIDE)
+        shelf, _, purpose = name.rpartition("/")
+        self._place = f"{folder}/{shelf}\0shelf {purpose}" if is_beside else f"{self._file}\0shelf"
+        self._db = DbmFile(self._file)
 
     @classmethod
     def get_extension(cls) -> str | None:
         """Return the extension this Python's DBM gives to its files, ``None`` if it gives none."""
-        with TemporaryDirectory() as folder:
-            dbm.open(f"{folder}/x", "n").close()
-            kind = dbm.whichdb(f"{folder}/x") or ""
-            names = set(os.listdir(folder))
-        return next((ext[1:] or None for ext in _FILES[kind] if f"x{ext}" in names), None)
+        return extension_here()[1:] or None
 
     @property
     def real_path(self) -> Path:
         """The path with the extension of this Python's DBM."""
-        extension = self.get_extension()
-        return self.path if extension is None else self.path.with_name(f"{self.path.name}.{extension}")
+        return self.path.with_name(self.path.name + extension_here())
 
     @property
     def is_open(self) -> bool:
         """Whether the database is open, and other processes wait."""
-        return self._handle is not None
+        return self._db.is_open
 
-    # opening and closing
-
-    @contextmanager
-    def _opened(self) -> Iterator[Any]:
-        with self._lock:
-            pid = os.getpid()
-            self._depth += 1
-            try:
-                if self._db is None:
-                    self._open()
-                yield self._db
-            finally:
-                # In a child that was forked in between, nothing is open any more.
-                if pid == os.getpid():
-                    self._depth -= 1
-                    if not self._depth:
-                        self._rest()
-
-    def _rest(self) -> None:
-        if self.auto_close:
-            self._close()
-        elif type(self._db).__module__ == "dbm.sqlite3":
-            # Bound to the thread that opened it; the lock stays.
-            self._close_database()
-
-    @contextmanager
-    def _driving(self, what: str = "the DBM refused") -> Iterator[None]:
-        """Raise errors of ours for those of the DBM; around its calls only, for the functions of users raise any."""
-        try:
-            yield
-        except MemoryError:
-            raise
-        except Exception as err:
-            if self._tells_damage(err):
-                raise CorruptValueError(
-                    f"the shelf {self._file} is damaged, or is none: {str(err) or type(err).__name__}; look at its "
-                    f"files, then delete them, or restore them from a copy"
-                ) from err
-            if isinstance(err, OSError):
-                raise storage_error(err, what, self._file) from err
-            raise StorageError(errno.EIO, f"{what}: {err}", self._file) from err
-
-    def _tells_damage(self, err: Exception) -> bool:
-        if isinstance(err, dbm.error[0]):
-            return dbm.whichdb(self._file) == ""  # there is a file, of no kind
-        # dbm.sqlite3 raises an error of its own while it handles that of SQLite.
-        cause = err.__context__ if type(err).__module__ == "dbm.sqlite3" else err
-        place_before_the_start = isinstance(err, OSError) and err.errno == errno.EINVAL
-        code: int = getattr(cause, "sqlite_errorcode", 0)
-        return isinstance(err, _DAMAGE) or place_before_the_start or code & 0xFF in _SQLITE_DAMAGE
-
-    def _open(self) -> None:
-        make_directory(os.path.dirname(self._file))
-        if self._handle is None:
-            try:
-                self._handle = self._locks.acquire("database", self.timeout)
-            except TimeoutError as err:
-                raise StorageError(
-                    errno.EBUSY,
-                    f"another one has had the shelf open for {self.timeout} s; close() it there",
-                    self._file,
-                ) from err
-        try:
-            with self._driving("can not open the shelf"):
-                self._db = dbm.open(self._file, "c", 0o600)  # noqa: SIM115 - it stays open
-        except BaseException:
-            self._close()
-            raise
-
-    def _leave_behind(self) -> None:
-        """Drop, in a forked child, what belongs to its parent, and write nothing on the way."""
-        db, self._db = self._db, None
-        self._handle, self._depth, self._live = None, 0, {}
-        if db is not None:
-            if type(db).__module__ == "dbm.dumb":
-                # It would write its index when it is closed or collected, which may be when the child ends.
-                db._index = None
-            _left_behind.append(db)
-
-    def _close_database(self) -> None:
-        db, self._db = self._db, None
-        if db is not None:
-            with self._driving():
-                db.close()
-
-    def _close(self) -> None:
-        handle, self._handle = self._handle, None
-        with ExitStack() as stack:
-            if handle is not None:
-                stack.callback(handle.release)
-            self._close_database()
+    def _opened(self) -> AbstractContextManager[Any]:
+        return self._db.opened(stays=not self.auto_close, timeout=self.timeout)
 
     def close(self) -> None:
         """Write back what was changed, and close the database; the next use opens it again.
@@ -239,12 +119,12 @@ class ShelveStash(CloseableStash[V]):
         EncodeError
             A changed value can't be written; all others are, and the database is closed.
         """
-        with self._lock:
+        with self._db.lock:
             if not self.is_open:
                 return
-            live, self._live = self._live, {}
+            live, self._db.live = self._db.live, {}
             with ExitStack() as stack:
-                stack.callback(self._close)
+                stack.callback(self._db.close)
                 if live:
                     stack.enter_context(self._opened())
                 for name, (data, value) in live.items():
@@ -253,54 +133,46 @@ class ShelveStash(CloseableStash[V]):
     def _write_back(self, name: str, old: bytes, value: V) -> None:
         data = self._encode(name, value)
         if data != old:
-            with self._driving():
-                self._db[name.encode()] = data
-
-    def __getstate__(self) -> dict[str, object]:
-        lost = ("_db", "_depth", "_handle", "_live", "_lock")
-        return {name: value for name, value in self.__dict__.items() if name not in lost}
-
-    def __setstate__(self, state: dict[str, object]) -> None:
-        self.__dict__.update(state, _db=None, _handle=None, _live={}, _lock=ForkLock(), _depth=0)
-        _shelves.add(self)
+            self._db.put(name, data)
 
     # values
 
     def _encode(self, name: str, inst: V) -> bytes:
-        (data,) = pack(self.codec.bound(f"{self._file}\0shelf", name), inst, name, tag=name, out_of_band=False)
+        (data,) = pack(self.codec.bound(self._place, name), inst, name, tag=name, out_of_band=False)
         return bytes(data)
+
+    def _decode(self, name: str, data: bytes) -> V:
+        return unpack(data, self.codec.bound(self._place, name), name, self._file)  # type: ignore[no-any-return]
 
     def _remember(self, name: str, data: bytes, inst: V) -> None:
         if self.writeback and not self.auto_close:
-            self._live[name] = data, inst
+            self._db.live[name] = data, inst
 
     def _fetch(self, name: str) -> V | Missing:
         check_str_key(name)
-        with self._opened() as db:
-            if name in self._live:
-                return self._live[name][1]
-            with self._driving():
-                data = db.get(name.encode())
+        with self._opened():
+            if self.writeback and name in self._db.live:
+                return self._db.live[name][1]  # type: ignore[no-any-return]
+            data = self._db.get(name)
             if data is None:
                 return MISSING
-            value: V = unpack(data, self.codec.bound(f"{self._file}\0shelf", name), name, self._file)
-            self._remember(name, data, value)
+            self._remember(name, data, value := self._decode(name, data))
             return value
 
     def dump(self, name: str, inst: V) -> None:
         """Keep a value under a key."""
         check_str_key(name)
         data = self._encode(name, inst)
-        with self._opened() as db:
-            with self._driving():
-                db[name.encode()] = data
+        with self._opened():
+            self._db.put(name, data)
+            self._db.live.pop(name, None)
             self._remember(name, data, inst)
 
     def delete(self, name: str) -> bool:
         """Remove a key, and return whether it was there."""
         check_str_key(name)
-        with self._opened() as db, self._driving():
-            self._live.pop(name, None)
+        with self._opened() as db, self._db.driving():
+            self._db.live.pop(name, None)
             try:
                 del db[name.encode()]
             except KeyError:
@@ -310,12 +182,12 @@ class ShelveStash(CloseableStash[V]):
     def exists(self, name: str) -> bool:
         """Return whether a key is there."""
         check_str_key(name)
-        with self._opened() as db, self._driving():
+        with self._opened() as db, self._db.driving():
             return name.encode() in db
 
     def keys(self) -> Iterator[str]:
         """Iterate over the keys as they are at this moment, in no order."""
-        with self._opened() as db, self._driving():
+        with self._opened() as db, self._db.driving():
             return iter([name.decode() for name in db.keys()])
 
     @native
@@ -331,7 +203,7 @@ class ShelveStash(CloseableStash[V]):
     def update(self, name: str, fn: Callable[[Any], V], default: Any = None) -> V:
         """Replace a value by what a function makes of it; the database is open and locked meanwhile."""
         with self._opened():
-            lives = name in self._live
+            lives = name in self._db.live
             value = self._fetch(name)
             try:
                 value = fn(default if value is MISSING else value)
@@ -339,40 +211,64 @@ class ShelveStash(CloseableStash[V]):
             except BaseException:
                 # What fn has changed before it failed is not written back.
                 if not lives:
-                    self._live.pop(name, None)
+                    self._db.live.pop(name, None)
                 raise
             return value
 
     @native
     def clear(self) -> None:
         """Delete everything, and the files of the database."""
-        with self._lock:
+        with self._db.lock:
             with self._opened():
-                self._live.clear()
-                kind = dbm.whichdb(self._file)
-                self._close_database()
-                for extension in _FILES.get(kind or "", ()):
-                    with suppress(FileNotFoundError):
-                        os.unlink(self._file + extension)
+                self._db.live.clear()
+                self._db.delete_files()
             self._cleared()
+
+    def _stored(self) -> Stash[V]:
+        twin = copy(self)  # of the same open database
+        twin.writeback = False
+        return twin
+
+    # damage
+
+    def _verify_one(self, name: str) -> None:
+        check_str_key(name)
+        with self._opened():
+            if (data := self._db.get_listed(name)) is not None:
+                self._decode(name, data)
+
+    def _repair(self, name: str, repair: Repair) -> bool:
+        with self._opened():
+            data = self._db.get_listed(name)
+            if data is None or not is_damaged(lambda: self._decode(name, data), lambda: data):
+                return False
+            if repair == "quarantine":
+                beside = self._companion(QUARANTINE)
+                with beside._opened():
+                    beside._db.put_beside(name, data)
+            return self.delete(name)
 
     @native
     def __len__(self) -> int:
-        with self._opened() as db, self._driving():
+        with self._opened() as db, self._db.driving():
             return len(db.keys())
 
     def _flight(self, name: str, purpose: str = "key") -> AbstractContextManager[None]:
-        return self._locks.hold(f"{purpose} {check_str_key(name)}")
+        return self._db.locks.hold(f"{purpose} {check_str_key(name)}")
 
     def _claims(self) -> Claims | None:
-        return self._locks.claims("fill")
+        return self._db.locks.claims("fill")
 
-    def _companion(self, purpose: str) -> Stash[Any]:
-        return ShelveStash(f"{self._file}.{purpose}", codec=self.codec, timeout=self.timeout)
+    def _beside(self, purpose: str) -> str:
+        folder, name = os.path.split(self._file)
+        return f"{folder}{_BESIDE}{name}/{purpose}"
+
+    def _companion(self, purpose: str) -> ShelveStash[Any]:
+        return ShelveStash(self._beside(purpose), codec=self.codec, timeout=self.timeout)
 
     def _cleared(self) -> None:
         for purpose in COMPANIONS:
-            if dbm.whichdb(f"{self._file}.{purpose}") is not None:
+            if dbm.whichdb(self._beside(purpose)) is not None:
                 self._companion(purpose).clear()
 
 

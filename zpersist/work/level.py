@@ -5,26 +5,19 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import threading
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
 from zpersist.codecs import Codec
-from zpersist.errors import (
-    CorruptValueError,
-    FormatVersionError,
-    SealError,
-    StorageError,
-    UnsupportedOperationError,
-)
+from zpersist.errors import CorruptValueError, StorageError, UnsupportedOperationError
 from zpersist.files.atomic import Durability, close_quietly, make_directory, storage_error, sync_directory, write_file
-from zpersist.files.envelope import WrongTagError, open_frame, pack, read_file
+from zpersist.files.envelope import WrongTagError, looks_whole, pack, read_file
 from zpersist.files.locks import KeyLocks, LockHandle
 from zpersist.files.sweep import sweep
 from zpersist.stash import MISSING, Stash
+from zpersist.work.place import Place
 
 __all__ = ["FileLevel", "Level", "StashLevel"]
 
@@ -59,57 +52,11 @@ class Level(Protocol):
         """Take that lock if it is free."""
 
 
-class _Own(threading.local):
-    """For the places for which this thread computes: whether it has kept something there itself since it began."""
-
-    def __init__(self) -> None:
-        self.kept: dict[Any, bool] = {}
-
-
-_own = _Own()
-
-
-class _Place(ABC):
-    """A place that knows what the one who computes has kept there himself.
-
-    A method may keep what is not its result yet: by ``set()``, or by another work of the same place.  Its result
-    replaces that, and nothing else.
-    """
-
-    @property
-    @abstractmethod
-    def _where(self) -> Any: ...
-
-    @abstractmethod
-    def _lock(self) -> AbstractContextManager[None]: ...
-
-    @contextmanager
-    def flight(self) -> Iterator[None]:
-        with self._lock():
-            where = self._where
-            outer = _own.kept.get(where)
-            _own.kept[where] = False
-            try:
-                yield
-            finally:
-                inner = _own.kept.pop(where)
-                if outer is not None:
-                    _own.kept[where] = outer or inner
-
-    def _keeps(self) -> bool:
-        """Return whether this thread has kept something here since it began to compute, and note that it does now."""
-        where = self._where
-        kept = _own.kept.get(where)
-        if kept is not None:
-            _own.kept[where] = True
-        return bool(kept)
-
-
 class _Changed(Exception):  # noqa: N818 - a signal, not an error
     """Somebody else wrote between our look and our writing."""
 
 
-class FileLevel(_Place):
+class FileLevel(Place):
     """A value in a file."""
 
     def __init__(
@@ -129,7 +76,6 @@ class FileLevel(_Place):
         self._version = version
         self._durability = durability
         self._mmap = mmap
-        self._told = False
         self._folder = os.path.dirname(self.path)
         self._locks = KeyLocks.beside(self.path)
         self._bound = codec.bound(f"{self.path}\0work", version)
@@ -142,14 +88,8 @@ class FileLevel(_Place):
         except WrongTagError as err:
             logger.info("%s is of version %r, %r is wanted: it is computed again", self.path, str(err), self._version)
             return MISSING
-        except (FormatVersionError, SealError):
-            raise
         except CorruptValueError as err:
-            if not self._recover:
-                raise CorruptValueError(f"{err}; with recover_empty=True it is computed again") from err
-            if not self._told:
-                logger.warning("%s (it is computed again)", err)
-                self._told = True
+            self._recover_from(err)
             return MISSING
 
     def check(self) -> None:
@@ -231,9 +171,9 @@ class FileLevel(_Place):
         except OSError as err:
             raise storage_error(err, "can not look for", self.path) from err
         try:
-            return open_frame(fd, os.fstat(fd).st_size, self.path).tag == self._version
-        except CorruptValueError:
-            return False
+            return looks_whole(fd, self.path, self._bound, tag=self._version)
+        except OSError as err:
+            raise storage_error(err, "can not look for", self.path) from err
         finally:
             close_quietly(fd)
 
@@ -260,15 +200,22 @@ class _NoLock:
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP)
 
 
-class StashLevel(_Place):
+class StashLevel(Place):
     """A value under a key of a stash."""
 
-    def __init__(self, stash: Stash[Any], key: str, version: str) -> None:
+    def __init__(self, stash: Stash[Any], key: str, version: str, *, recover: bool) -> None:
         self._stash = stash
         self._key = f"{key}@{version}" if version else key
+        self._recover = recover
 
     def load(self) -> Any:
-        return self._stash._fetch(self._key)
+        try:
+            return self._stash._fetch(self._key)
+        except CorruptValueError as err:
+            # Raises if not the value, but all of the stash is damaged.
+            self._stash.exists(self._key)
+            self._recover_from(err)
+            return MISSING
 
     def check(self) -> None:
         """Nothing can be known before."""

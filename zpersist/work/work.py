@@ -128,7 +128,7 @@ class PersistedWork(Deallocatable):
     deallocate_recursive :
         By ``deallocate()``, deallocate also what lists, tuples, sets and dicts in the result hold.
     recover_empty :
-        Compute again if the file is empty or damaged; otherwise that is an error.
+        Compute again if the file is empty or damaged, or the value in the stash; otherwise that is an error.
     stash :
         Keep the result in a stash.
     key :
@@ -147,7 +147,7 @@ class PersistedWork(Deallocatable):
     InvalidArgumentError
         By the constructor: the parameters contradict each other.
     CorruptValueError
-        By a read: the file is empty or damaged, and ``recover_empty`` is not set.
+        By a read: the file is empty or damaged, or the value in the stash, and ``recover_empty`` is not set.
     EncodeError, StorageError
         The result can't be kept; what was kept before is untouched.
     DeallocatedError
@@ -210,7 +210,8 @@ class PersistedWork(Deallocatable):
         check_durability(durability)
         _check_together(self, stash, key, codec, version)
         if stash is not None:
-            self._level = StashLevel(stash, _default_key(self.name, owner) if key is None else key, version)
+            where = _default_key(self.name, owner) if key is None else key
+            self._level = StashLevel(stash, where, version, recover=recover_empty)
         elif self.path is not None:
             self._level = FileLevel(
                 self.path,

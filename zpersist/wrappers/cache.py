@@ -11,6 +11,7 @@ from attrs import define, field
 from zpersist.forklock import ForkLock
 from zpersist.stash import MISSING, Missing, Stash, native
 from zpersist.stores.memory import DictionaryStash
+from zpersist.stores.noop import NoopStash
 from zpersist.wrappers.delegate import DelegateStash, check_stash
 
 __all__ = ["CacheStash"]
@@ -112,6 +113,9 @@ class CacheStash(DelegateStash[V]):
                 return value
             finally:
                 self._wrote(name, value)
+
+    def _stored(self) -> Stash[V]:
+        return self._standing_on(self.delegate._stored(), cache_stash=NoopStash())
 
     def _cleared(self) -> None:
         super()._cleared()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from copy import copy
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from attrs import define, field
@@ -87,6 +88,10 @@ class DelegateStash(CloseableStash[V]):
     @property
     def _batches(self) -> bool:  # type: ignore[override]
         return self.delegate._batches
+
+    @property
+    def _keeps(self) -> bool:  # type: ignore[override]
+        return self.delegate._keeps
 
     def _fetch(self, name: str) -> V | Missing:
         return self.delegate._fetch(name)
@@ -181,6 +186,17 @@ class DelegateStash(CloseableStash[V]):
 
     def _flight(self, name: str, purpose: str = "key") -> AbstractContextManager[None]:
         return self.delegate._flight(name, purpose)
+
+    def _stored(self) -> Stash[V]:
+        below = self.delegate._stored()
+        return self if below is self.delegate else self._standing_on(below)
+
+    def _standing_on(self, delegate: Stash[V], **changes: Any) -> Stash[V]:
+        """Return a copy, with all that a subclass has overridden, that stands on another stash."""
+        twin = copy(self)
+        for name, value in {"delegate": delegate, **changes}.items():
+            object.__setattr__(twin, name, value)
+        return twin
 
     def _outdated(self) -> None:
         self.delegate._outdated()

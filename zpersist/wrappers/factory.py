@@ -133,6 +133,11 @@ class FactoryStash(PreemptiveStash[V]):
         made = self._fetch(name)
         return self.delegate.update(name, fn, default if made is MISSING else made)
 
+    def _stored(self) -> Stash[V]:
+        # What can be made is then what is there.
+        below = self.delegate._stored()
+        return self._standing_on(below, factory=below)
+
     def _cleared(self) -> None:
         super()._cleared()
         if self.force_clear_factory or not isinstance(self.factory, ReadOnlyStash):

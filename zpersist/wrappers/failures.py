@@ -13,6 +13,7 @@ from attrs import define, field
 
 from zpersist.chunking import chunks
 from zpersist.codecs.json import JsonCodec
+from zpersist.damage import Damage, Repair
 from zpersist.failure import Failure
 from zpersist.files.atomic import make_directory, storage_error, write_file
 from zpersist.files.envelope import pack, read_file
@@ -49,7 +50,7 @@ class FailureFilterStash(PrimeableStash[V], DelegateStash[V]):
     -----
     *Concurrency*: that of the delegate, for the threads of one process; what others write to it is not seen before
     ``clear()``, or before the file is deleted.
-    *Durability*, *Trust*: those of the delegate; the file is a pickle.
+    *Durability*, *Trust*: those of the delegate; the file is JSON.
 
     Examples
     --------
@@ -112,18 +113,18 @@ class FailureFilterStash(PrimeableStash[V], DelegateStash[V]):
             self._forget()
 
     def _fetch(self, name: str) -> V | Missing:
-        self.prime()
+        self._ready()
         value = self.delegate._fetch(name) if name in self._valid() else MISSING
         return MISSING if isinstance(value, Failure) else value
 
     def exists(self, name: str) -> bool:
         """Return whether a key is there and its value is no failure."""
-        self.prime()
+        self._ready()
         return name in self._valid()
 
     def keys(self) -> Iterable[str]:
         """Return the keys whose values are no failures."""
-        self.prime()
+        self._ready()
         return self._valid().keys()
 
     def dump(self, name: str, inst: V) -> None:
@@ -137,6 +138,21 @@ class FailureFilterStash(PrimeableStash[V], DelegateStash[V]):
         with self._writing():
             # Of several that delete it at once, only one has removed it.
             return self.delegate.delete(name) is not False and there
+
+    def verify(self, *, progress: bool = False, repair: Repair | None = None) -> Iterator[Damage]:
+        """Read every value of the delegate whole, also the failures, and yield what is damaged."""
+        if repair is not None:
+            # As before a write; what comes after is in _outdated().
+            self._forget()
+        yield from super().verify(progress=progress, repair=repair)
+
+    def _stored(self) -> Stash[V]:
+        # What is hidden is stored.
+        return self.delegate._stored()
+
+    def _outdated(self) -> None:
+        super()._outdated()
+        self._forget()
 
     def _cleared(self) -> None:
         super()._cleared()

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from attrs import define, field
 
 from zpersist.errors import InvalidArgumentError
-from zpersist.stash import MISSING, Missing, native
+from zpersist.stash import MISSING, Missing, Stash, native
 from zpersist.wrappers.delegate import DelegateStash
 
 __all__ = ["KeyLimitStash"]
@@ -64,6 +64,9 @@ class KeyLimitStash(DelegateStash[V]):
     def keys(self) -> Iterable[str]:
         """Return the first keys of the delegate."""
         return islice(self.delegate.keys(), self.limit)
+
+    def _stored(self) -> Stash[V]:
+        return self._standing_on(self.delegate._stored(), limit=sys.maxsize)
 
     @native
     def items(self) -> Iterator[tuple[str, V]]:

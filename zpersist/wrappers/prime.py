@@ -6,6 +6,7 @@ import threading
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
+from copy import copy
 from typing import Any, TypeVar
 
 from attrs import define, field
@@ -45,6 +46,9 @@ class PrimeableStash(Stash[V], Primeable):
     True
     """
 
+    # Set in what shows only what is stored.
+    _unprimed: bool = False
+
     def prime(self) -> None:
         """Prime the delegate, if it can be."""
         delegate = getattr(self, "delegate", None)
@@ -52,6 +56,8 @@ class PrimeableStash(Stash[V], Primeable):
             delegate.prime()
 
     def _ready(self) -> None:
+        if self._unprimed:
+            return
         # prime() may itself use the stash.
         busy: set[int] = _priming.__dict__.setdefault("stashes", set())
         if id(self) not in busy:
@@ -60,6 +66,11 @@ class PrimeableStash(Stash[V], Primeable):
                 self.prime()
             finally:
                 busy.discard(id(self))
+
+    def _stored(self) -> Stash[V]:
+        twin = copy(super()._stored())
+        object.__setattr__(twin, "_unprimed", True)
+        return twin
 
     def _fetch(self, name: str) -> V | Missing:
         self._ready()
