@@ -12,11 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zpersist import (
+    Codec,
     CodecMismatchError,
     CompressedCodec,
     CorruptValueError,
     DictionaryStash,
     DirectoryStash,
+    EncodeError,
     EncryptedCodec,
     InvalidArgumentError,
     PersistedWork,
@@ -308,12 +310,43 @@ def test_buffers_are_part_of_the_seal(tmp_path, sealed, store):
         (lambda: SignedCodec(None, KEY, algorithm="md5"), "algorithm must be one of hmac-sha256, blake2b, not 'md5'"),
         (lambda: SignedCodec(dict, KEY), "codec of SignedCodec must be a codec"),
         (lambda: SignedCodec(None, KEY, scope=1), "scope must be a str or None, not 1"),
+        (lambda: SignedCodec(None, KEY, scope="a\ud800"), r"scope must have .* no half of a character"),
+        (lambda: EncryptedCodec(None, KEY, scope="\ud83d\ude00"), r"scope must have .* no half of a character"),
+        (lambda: SignedCodec(None, KEY, scope="a\0b"), "scope must have no zero character"),
         (lambda: EncryptedCodec(None, bytes(20)), "has 20 bytes, and must have 16 or 24 or 32"),
     ],
 )
 def test_bad_parameters(make, words):
     with pytest.raises(InvalidArgumentError, match=words):
         make()
+
+
+class Zeros(Codec):
+    """Makes as many zeros as the value says; nobody has touched their memory."""
+
+    id = "zeros"
+
+    def dumps(self, value):
+        return bytes(value)
+
+    def loads(self, data):
+        return len(data)
+
+
+@pytest.mark.parametrize("more", [0, 1, 1000])
+def test_what_is_too_long_to_be_encrypted(tmp_path, more):
+    limit = 2**31 - 1 - 16
+    stash = DirectoryStash(tmp_path, codec=EncryptedCodec(Zeros(), KEY))
+    with pytest.raises(EncodeError, match=f"can't be written: {limit + 1 + more} bytes are more than .*, {limit}: "):
+        stash["a"] = limit + 1 + more
+    assert list(stash.keys()) == []
+
+
+def test_that_the_cipher_has_a_limit():
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+    with pytest.raises(OverflowError):
+        AESGCM(KEY).encrypt(bytes(12), bytes(2**31), None)
 
 
 def test_a_key_is_never_shown(sealed):

@@ -107,7 +107,9 @@ def make_scalar(data: Any, text: str) -> Any:
     if found is None:
         return make_array(data, text, (), "C")[()]
     order, kind, length = found.groups()
-    raw = bytes(data)
+    # Not bytes(data): of a number it would make as many zeros.
+    with memoryview(data) as view:
+        raw = view.tobytes()
     if len(raw) != int(length) * (1 if kind == "S" else 4):
         raise ValueError("the bytes are not as long as the scalar")
     if kind == "S":

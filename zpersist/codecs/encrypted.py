@@ -23,7 +23,7 @@ _NONCE = 12
 #: Bytes of the tag that follows what was encrypted.
 _TAG = 16
 
-#: The most bytes that the package cryptography encrypts, and decrypts, in one piece.
+#: The most bytes that the package cryptography encrypts in one piece; older versions decrypt no more than that either.
 _MOST = 2**31 - 1
 
 
