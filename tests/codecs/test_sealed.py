@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import os
 import pickle
 import shutil
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import given
@@ -319,6 +322,25 @@ def test_buffers_are_part_of_the_seal(tmp_path, sealed, store):
 def test_bad_parameters(make, words):
     with pytest.raises(InvalidArgumentError, match=words):
         make()
+
+
+@pytest.mark.parametrize("size", [16, 31, 32, 63, 64, 65, 100, 256])
+@given(context=st.binary(max_size=100), data=st.binary(max_size=300))
+def test_signatures_are_those_of_the_standard_library(size, context, data):
+    key = os.urandom(size)
+    signed = SignedCodec(None, key).seal(data, context)
+    assert signed == hmac.digest(key, context + data, "sha256") + data
+    assert SignedCodec(None, [key, KEY]).unseal(signed, context) == data
+    if size <= 64:
+        signed = SignedCodec(None, key, algorithm="blake2b").seal(data, context)
+        assert signed == hashlib.blake2b(context + data, key=key, digest_size=32).digest() + data
+
+
+def test_many_threads_sign_with_one_codec():
+    codec = SEALED["hmac"]().bound("/a", "k")
+    values = [os.urandom(5000) for _ in range(200)]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda value: codec.loads(codec.dumps(value)), values)) == values
 
 
 class Zeros(Codec):
