@@ -178,7 +178,9 @@ def test_what_is_held_twice_is_found_out():
 @pytest.mark.parametrize("size", [0, 1, 1000, (1 << 18) - 100, 1 << 18, (1 << 18) + 100, 1_000_000])
 @pytest.mark.parametrize("fill", ["zeros", "random", "text"])
 def test_blocks_of_any_size_come_back(method, size, fill):
-    value = {"zeros": bytes, "random": os.urandom, "text": lambda n: (b"text and more " * (n // 14 + 1))[:n]}[fill](size)
+    value = {"zeros": bytes, "random": os.urandom, "text": lambda n: (b"text and more " * (n // 14 + 1))[:n]}[fill](
+        size
+    )
     codec = CompressedCodec(method=method)
     data = codec.dumps(value)
     assert codec.loads(data) == value

@@ -95,7 +95,9 @@ def test_a_codec_that_raises_something_odd(tmp_path, store, wrap):
             stash[f"odd {number}"] = err
             stash[f"good {number}"] = number
         for number in range(len(ODD)):
-            with pytest.raises(DecodeError, match=r"can't be read: the codec '\S*odd' \(\w+\) has failed \(\w+") as caught:
+            with pytest.raises(
+                DecodeError, match=r"can't be read: the codec '\S*odd' \(\w+\) has failed \(\w+"
+            ) as caught:
                 stash[f"odd {number}"]
             assert f"odd {number}" in str(caught.value).replace("%20", " ")
             assert str(tmp_path) in str(caught.value)
@@ -183,7 +185,8 @@ class Apart(Codec):
 
 
 @pytest.mark.parametrize(
-    "buffer", [memoryview(np.arange(9.0)), memoryview(np.ones((3, 4))), b"bytes", memoryview(b""), memoryview(np.ones(0))]
+    "buffer",
+    [memoryview(np.arange(9.0)), memoryview(np.ones((3, 4))), b"bytes", memoryview(b""), memoryview(np.ones(0))],
 )
 def test_a_buffer_of_numbers_is_kept_by_its_bytes(tmp_path, buffer):
     stash = DirectoryStash(tmp_path, codec=Apart())
@@ -258,7 +261,9 @@ def test_an_error_that_comes_by_again_is_told_once(tmp_path):
 
 @pytest.mark.parametrize("data", ["x" * 100_000, 3, None, OddRepr()])
 def test_what_is_no_bytes_is_not_shown(data):
-    with pytest.raises(CorruptValueError, match=f"'a' in here is damaged: there is a {type(data).__name__} in place of bytes"):
+    with pytest.raises(
+        CorruptValueError, match=f"'a' in here is damaged: there is a {type(data).__name__} in place of bytes"
+    ):
         unpack(data, PickleCodec(), "a", "here")
 
 
@@ -266,6 +271,50 @@ def test_what_is_no_bytes_is_not_shown(data):
 def test_an_exception_is_told_without_a_call(err):
     assert told(err).startswith(type(err).__name__)
     assert len(told(RuntimeError("x" * 10_000))) < 600
+
+
+# Pickles that claim more than there is.
+
+CLAIMS = [
+    b"\x80\x05\x96\xff\xff\xff\xff\xff\xff\xff\x3fabc.",
+    b"\x80\x05\x8e\xff\xff\xff\xff\xff\xff\xff\x3fabc.",
+    b"\x80\x05\x8d\xff\xff\xff\xff\xff\xff\xff\x3fabc.",
+    b"\x80\x05\x95\xff\xff\xff\xff\xff\xff\xff\x3f]\x94.",
+    b"\x80\x05]p1152921504606846976\n.",
+    b"\x80\x05]p99999999999999999999999\n.",
+]
+
+
+@pytest.mark.parametrize("data", CLAIMS, ids=lambda data: ascii(data[:4]))
+@pytest.mark.parametrize(
+    "codec",
+    [PickleCodec(), PickleCodec(plain=True), DillCodec(), RestrictedPickleCodec()],
+    ids=lambda codec: repr(codec),
+)
+def test_a_pickle_that_claims_to_be_larger_is_no_lack_of_memory(tmp_path, codec, data):
+    with pytest.raises(DecodeError):
+        codec.loads(data)
+    with pytest.raises(DecodeError):
+        codec.load_parts(memoryview(data), [])
+
+
+def test_that_such_a_pickle_asks_for_too_much():
+    raised = set()
+    for data in CLAIMS:
+        with pytest.raises((MemoryError, ValueError, OverflowError, EOFError, pickle.UnpicklingError)) as caught:
+            pickle.loads(data)
+        raised.add(caught.type)
+    assert MemoryError in raised
+
+
+@pytest.mark.parametrize("codec", [PickleCodec(), DillCodec()])
+def test_a_true_lack_of_memory_stays_one(codec):
+    class Hungry:
+        def __reduce__(self):
+            return bytearray, (1 << 62,)
+
+    with pytest.raises(MemoryError):
+        codec.loads(pickle.dumps(Hungry()))
 
 
 # What to do instead.
@@ -314,7 +363,9 @@ def test_pickle_says_what_to_do(value, remedy):
             write(value)
 
 
-@pytest.mark.parametrize(("name", "remedy"), [("lambda", DILL), ("local", DILL), ("gone", "define its class in a module")])
+@pytest.mark.parametrize(
+    ("name", "remedy"), [("lambda", DILL), ("local", DILL), ("gone", "define its class in a module")]
+)
 def test_pickle_says_what_to_do_in_a_script(name, remedy):
     env = {"PYTHONPATH": ":".join(sys.path)}
     done = subprocess.run([sys.executable, "-c", MAIN, name], capture_output=True, text=True, env=env)

@@ -184,7 +184,9 @@ def test_a_registered_codec_that_can_not_be_made(broken, name):
 
 
 def test_names_are_listed_without_an_import(broken):
-    with pytest.raises(InvalidArgumentError, match="absent, demanding, dill, failing, json, lacking, msgpack, nameless"):
+    with pytest.raises(
+        InvalidArgumentError, match="absent, demanding, dill, failing, json, lacking, msgpack, nameless"
+    ):
         DirectoryStash(broken / "data", codec="jsn")
     assert not (broken / "imported").exists()
     with pytest.raises(InvalidArgumentError):
@@ -199,6 +201,8 @@ def test_one_name_for_two_codecs(tmp_path, monkeypatch):
     # They don't differ.
     assert isinstance(DirectoryStash(tmp_path / "data", codec="double").codec, Shouting)
     distribution(tmp_path, "three", "3.0", "double = zpersist.codecs.json:JsonCodec")
-    with pytest.raises(InvalidArgumentError, match=r"'double' is registered as .* and .*: uninstall all but one") as caught:
+    with pytest.raises(
+        InvalidArgumentError, match=r"'double' is registered as .* and .*: uninstall all but one"
+    ) as caught:
         DirectoryStash(tmp_path / "data", codec="double")
     assert "JsonCodec by three 3.0" in str(caught.value)

@@ -38,7 +38,16 @@ NEVER = (
     *("__new__", "__init__", "__post_init__", "__attrs_post_init__", "__setattr__", "__getattribute__", "__getattr__"),
     *("__repr__", "__str__", "__format__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__copy__"),
     *("__eq__", "__hash__", "__lt__", "__bool__", "__len__", "__iter__", "__call__", "__class_getitem__", "__dir__"),
-    *("__instancecheck__", "__sizeof__", "__int__", "__index__", "__float__", "__bytes__", "__fspath__", "__contains__"),
+    *(
+        "__instancecheck__",
+        "__sizeof__",
+        "__int__",
+        "__index__",
+        "__float__",
+        "__bytes__",
+        "__fspath__",
+        "__contains__",
+    ),
 )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from zpersist.codecs.base import Codec
+from zpersist.codecs.claims import check_claims
 from zpersist.codecs.told import told
 from zpersist.errors import DecodeError, EncodeError
 
@@ -49,6 +50,7 @@ class DillCodec(Codec):
         try:
             return dill.loads(data)
         except MemoryError:
+            check_claims(data)
             raise
         except Exception as err:
             raise DecodeError(f"intact dill bytes can't be loaded ({told(err)})") from err

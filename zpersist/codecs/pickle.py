@@ -9,6 +9,7 @@ from typing import Any
 
 from zpersist.codecs import views
 from zpersist.codecs.base import Codec
+from zpersist.codecs.claims import check_claims
 from zpersist.codecs.told import told
 from zpersist.errors import DecodeError, EncodeError
 
@@ -83,6 +84,7 @@ class PickleCodec(Codec):
         try:
             return _loads_all(data) if self.plain else pickle.loads(data)
         except MemoryError:
+            check_claims(data)
             raise
         except Exception as err:
             raise _decode_error(err) from err
@@ -92,6 +94,7 @@ class PickleCodec(Codec):
         try:
             return pickle.loads(body, buffers=buffers)
         except MemoryError:
+            check_claims(body)
             raise
         except Exception as err:
             raise _decode_error(err) from err

@@ -18,6 +18,7 @@ from typing import Any
 from attrs import define, field
 
 from zpersist.codecs.base import Codec
+from zpersist.codecs.claims import check_claims
 from zpersist.codecs.failures import failure_to_texts, texts_to_failure
 from zpersist.codecs.pickle import OUT_OF_BAND_BYTES
 from zpersist.codecs.told import told
@@ -268,7 +269,10 @@ class RestrictedPickleCodec(Codec):
         try:
             _refuse_extensions(body)
             return _Unpickler(body, self._names, buffers).whole()
-        except (MemoryError, DecodeError):
+        except MemoryError:
+            check_claims(body)
+            raise
+        except DecodeError:
             raise
         except Exception as err:
             raise DecodeError(f"the pickle can't be loaded ({told(err)})") from err
