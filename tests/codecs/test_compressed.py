@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import subprocess
 import sys
@@ -123,6 +124,73 @@ def test_a_limit_that_does_not_hold_is_found_out(tmp_path):
     command = [sys.executable, "-c", BOMB, "zlib", "{'max_bytes': 1 << 30}", str(file)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={"PYTHONPATH": ":".join(sys.path)})
     assert int(done.stdout.split()[-1]) > 64 << 10
+
+
+#: Inflates as much as is allowed; what comes out is no pickle.
+FULL = """
+import sys, zlib
+from pathlib import Path
+from zpersist import CompressedCodec, DecodeError
+
+def most():
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["VmHWM"].split()[0])
+
+def joined(data, most):
+    out = zlib.decompressobj().decompress(data, most)
+    return out, True
+
+method, way, size = sys.argv[1], sys.argv[2], 64 << 20
+codec = CompressedCodec(method=method, max_bytes=size)
+data = size.to_bytes(8, "little") + codec._method.deflate(bytes(size), 1)
+small = CompressedCodec(method=method)
+small.loads(small.dumps([1]))
+if way == "joined":
+    codec._method = codec._method._replace(inflate=joined)
+# What was used to make it does not count.
+Path("/proc/self/clear_refs").write_text("5")
+before = most()
+try:
+    codec.loads(data)
+except DecodeError as err:
+    assert "can't be loaded" in str(err), err
+print(most() - before)
+"""
+
+
+def grown(method, way):
+    command = [sys.executable, "-c", FULL, method, way]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env={"PYTHONPATH": ":".join(sys.path)})
+    return int(done.stdout) / (64 << 10)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_inflated_is_held_once(method):
+    # A bytearray has room for an eighth more than it holds; and a block or two.
+    assert 0.9 < grown(method, "ours") < 1.25
+
+
+def test_what_is_held_twice_is_found_out():
+    assert grown("zlib", "joined") > 1.5
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("size", [0, 1, 1000, (1 << 18) - 100, 1 << 18, (1 << 18) + 100, 1_000_000])
+@pytest.mark.parametrize("fill", ["zeros", "random", "text"])
+def test_blocks_of_any_size_come_back(method, size, fill):
+    value = {"zeros": bytes, "random": os.urandom, "text": lambda n: (b"text and more " * (n // 14 + 1))[:n]}[fill](
+        size
+    )
+    codec = CompressedCodec(method=method)
+    data = codec.dumps(value)
+    assert codec.loads(data) == value
+    for bad in (data[:-1], data[: len(data) // 2], data[:9]):
+        with pytest.raises(DecodeError):
+            codec.loads(bad)
+    if method != "zstd":
+        for more in (b"x", data[8:]):
+            with pytest.raises(DecodeError):
+                codec.loads(data + more)
 
 
 @pytest.mark.parametrize("method", METHODS)

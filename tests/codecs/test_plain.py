@@ -136,3 +136,73 @@ def test_a_name_that_is_no_codec(tmp_path, registered):
         DirectoryStash(tmp_path, codec="jsn")
     with pytest.raises(InvalidArgumentError, match="what is registered as the codec 'nothing' makes {}, which is none"):
         DirectoryStash(tmp_path, codec="nothing")
+
+
+BROKEN = {
+    "absent": ("no_such_module:Codec", "ModuleNotFoundError: No module named 'no_such_module'"),
+    "lacking": ("zpersist_lacking:Codec", "ModuleNotFoundError: No module named 'what_it_needs'"),
+    "nameless": ("zpersist_whole:Other", "AttributeError: module 'zpersist_whole' has no attribute 'Other'"),
+    "failing": ("zpersist_whole:fails", "RuntimeError: no codec today"),
+    "demanding": ("zpersist_whole:demands", "TypeError: demands() missing 1 required positional argument: 'key'"),
+}
+
+
+@pytest.fixture
+def broken(tmp_path, monkeypatch):
+    """Install a package whose codecs can't be made."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in ("zpersist_lacking", "zpersist_whole"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    (tmp_path / "zpersist_lacking.py").write_text("import what_it_needs")
+    (tmp_path / "zpersist_whole.py").write_text(
+        f"""from pathlib import Path
+Path({str(tmp_path / "imported")!r}).touch()
+def fails(): raise RuntimeError("no codec today")
+def demands(key): pass
+"""
+    )
+    points = "\n".join(f"{name} = {value}" for name, (value, _) in BROKEN.items())
+    distribution(tmp_path, "broken-codecs", "2.5", points)
+    return tmp_path
+
+
+def distribution(folder, name, version, points):
+    info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    (info / "entry_points.txt").write_text(f"[zpersist.codecs]\n{points}\n")
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_registered_codec_that_can_not_be_made(broken, name):
+    value, cause = BROKEN[name]
+    with pytest.raises(InvalidArgumentError) as caught:
+        DirectoryStash(broken / "data", codec=name)
+    text = str(caught.value)
+    assert f"the codec {name!r}, which is registered as {value} by broken-codecs 2.5, can't be made ({cause})" in text
+    assert caught.value.__cause__ is not None
+
+
+def test_names_are_listed_without_an_import(broken):
+    with pytest.raises(
+        InvalidArgumentError, match="absent, demanding, dill, failing, json, lacking, msgpack, nameless"
+    ):
+        DirectoryStash(broken / "data", codec="jsn")
+    assert not (broken / "imported").exists()
+    with pytest.raises(InvalidArgumentError):
+        DirectoryStash(broken / "data", codec="failing")
+    assert (broken / "imported").exists()
+
+
+def test_one_name_for_two_codecs(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    distribution(tmp_path, "one", "1.0", f"double = {__name__}:Shouting")
+    distribution(tmp_path, "two", "2.0", f"double = {__name__}:Shouting")
+    # They don't differ.
+    assert isinstance(DirectoryStash(tmp_path / "data", codec="double").codec, Shouting)
+    distribution(tmp_path, "three", "3.0", "double = zpersist.codecs.json:JsonCodec")
+    with pytest.raises(
+        InvalidArgumentError, match=r"'double' is registered as .* and .*: uninstall all but one"
+    ) as caught:
+        DirectoryStash(tmp_path / "data", codec="double")
+    assert "JsonCodec by three 3.0" in str(caught.value)

@@ -492,6 +492,65 @@ def test_paths_and_identifiers_of_the_standard_library():
     assert codec.loads(codec.dumps(value)) == value
 
 
+SCALARS = [
+    *(np.bytes_(data) for data in (b"", b"a", b"a\0", b"\0", b"\0\0a\0\0", b"a\0b")),
+    *(np.str_(text) for text in ("", "a", "a\0", "\0", "é\U0001f600\0", "\ud800", "a\udc80\0")),
+    *(np.void(data) for data in (b"a", b"a\0", b"\0")),
+]
+
+
+@pytest.mark.parametrize("value", SCALARS, ids=lambda value: ascii(value.tobytes()))
+def test_scalars_keep_the_zeros_at_their_end(value):
+    again = NUMPY.loads(NUMPY.dumps([value]))[0]
+    assert type(again) is type(value)
+    assert again.dtype == value.dtype
+    assert again.tobytes() == value.tobytes()
+    if isinstance(value, (bytes, str)):
+        # As an item of an array it loses them, and NumPy compares without them.
+        kept, lost = ((b"" if isinstance(one, bytes) else "").join([one]) for one in (again, np.array([value])[0]))
+        whole = (b"" if isinstance(value, bytes) else "").join([value])
+        assert kept == whole
+        assert (lost == whole) is (whole[-1:] not in ("\0", b"\0"))
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        (b"a", "|S2"),
+        (b"abc", "|S2"),
+        (b"abcd", "<U2"),
+        (b"\0\0\x11\0", "<U1"),
+        (b"\xff\xff\xff\xff", "<U1"),
+        (b"a", "|S"),
+        (b"a", "|S1x"),
+        (b"a", 1),
+        (b"a", ("|S1",)),
+        (1, "|S1"),
+        ("a", "|S1"),
+        (None, "<U0"),
+        (10**9, "|S1000000000"),
+        (10**8, "|S100000000"),
+    ],
+    ids=repr,
+)
+def test_scalars_that_lie(data, text):
+    from zpersist.codecs.arrays import make_scalar
+
+    class Reduced:
+        def __reduce__(self):
+            return make_scalar, (data, text)
+
+    with pytest.raises(DecodeError):
+        NUMPY.loads(pickle.dumps(Reduced(), 5))
+
+
+def test_a_scalar_of_the_other_byte_order():
+    from zpersist.codecs.arrays import make_scalar
+
+    assert make_scalar("ab".encode("utf-32-be"), ">U2") == "ab"
+    assert type(make_scalar("ab".encode("utf-32-be"), ">U2")) is np.str_
+
+
 def test_what_it_does_not_prevent():
     """A pickle can change an allowed class: the page of codecs says so, for this is no sandbox."""
     name = f"c{__name__}\nOuter\n".encode()

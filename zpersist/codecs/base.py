@@ -6,9 +6,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
-from zpersist.errors import DecodeError, InvalidArgumentError
+from zpersist.errors import DecodeError, EncodeError, InvalidArgumentError
 
-__all__ = ["Codec", "check_codec"]
+__all__ = ["Codec", "check_codec", "encoded"]
 
 
 class Codec(ABC):
@@ -57,6 +57,24 @@ class Codec(ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
+
+
+def encoded(codec: Codec, data: object) -> bytes:
+    """Return what a codec has made of a value, which must be bytes.
+
+    Raises
+    ------
+    EncodeError
+        It is something else, such as text.
+    """
+    if isinstance(data, bytes):
+        return data
+    if isinstance(data, (bytearray, memoryview)):
+        return bytes(data)
+    raise EncodeError(
+        f"the codec {codec.id!r} ({type(codec).__name__}) has made a {type(data).__qualname__} of a value: its dumps() "
+        f"must return bytes"
+    )
 
 
 def check_codec(owner: object, attribute: object, codec: object) -> None:

@@ -6,15 +6,19 @@ import zlib
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
-from zpersist.codecs.base import Codec
+from zpersist.codecs.base import Codec, encoded
 from zpersist.codecs.named import as_codec
 from zpersist.codecs.pickle import PickleCodec
+from zpersist.codecs.told import told
 from zpersist.errors import DecodeError, EncodeError, InvalidArgumentError
 
 __all__ = ["CompressedCodec"]
 
 #: Bytes before the compressed ones: how many those are when they are inflated.
 _HEAD = 8
+
+#: So many bytes are taken, and made, at a time: what is inflated is held once, and not as pieces and joined.
+_BLOCK = 1 << 18
 
 #: The most memory for looking back, in bytes: what level 19 of Zstandard takes.
 _WINDOW = 1 << 23
@@ -25,14 +29,23 @@ class _Method(NamedTuple):
     levels: range
     deflate: Callable[[bytes, int], bytes]
     #: Gets the bytes and the most to return, and returns them, and whether there is nothing before or after their end.
-    inflate: Callable[[memoryview, int], tuple[bytes, bool]]
+    inflate: Callable[[memoryview, int], tuple[bytearray, bool]]
 
 
 def _zlib() -> _Method:
-    def inflate(data: memoryview, most: int) -> tuple[bytes, bool]:
-        stream = zlib.decompressobj()
-        out = stream.decompress(data, most)
-        return out, stream.eof and not stream.unused_data
+    def inflate(data: memoryview, most: int) -> tuple[bytearray, bool]:
+        stream, out, at = zlib.decompressobj(), bytearray(), 0
+        left: bytes | memoryview = b""
+        while len(out) < most and not stream.eof:
+            if not left:
+                left = data[at : at + _BLOCK]
+                at += len(left)
+            more = stream.decompress(left, min(_BLOCK, most - len(out)))
+            if not more and not left:
+                break
+            out += more
+            left = stream.unconsumed_tail
+        return out, stream.eof and not stream.unused_data and at == len(data)
 
     return _Method(6, range(10), zlib.compress, inflate)
 
@@ -46,10 +59,16 @@ def _lz4() -> _Method:
     def deflate(data: bytes, level: int) -> bytes:
         return bytes(lz4.frame.compress(data, compression_level=level))
 
-    def inflate(data: memoryview, most: int) -> tuple[bytes, bool]:
-        stream = lz4.frame.LZ4FrameDecompressor()
-        out = stream.decompress(data, max_length=most)
-        return out, stream.eof and not stream.unused_data
+    def inflate(data: memoryview, most: int) -> tuple[bytearray, bool]:
+        stream, out, at = lz4.frame.LZ4FrameDecompressor(), bytearray(), 0
+        while len(out) < most and not stream.eof:
+            block = data[at : at + _BLOCK] if stream.needs_input else b""
+            at += len(block)
+            more = stream.decompress(block, max_length=min(_BLOCK, most - len(out)))
+            if not more and not block:
+                break
+            out += more
+        return out, stream.eof and not stream.unused_data and at == len(data)
 
     return _Method(0, range(17), deflate, inflate)
 
@@ -63,13 +82,13 @@ def _zstd() -> _Method:
     def deflate(data: bytes, level: int) -> bytes:
         return zstandard.ZstdCompressor(level=level).compress(data)
 
-    def inflate(data: memoryview, most: int) -> tuple[bytes, bool]:
+    def inflate(data: memoryview, most: int) -> tuple[bytearray, bool]:
         # Not decompress(): it allocates whatever the bytes say.
         stream = zstandard.ZstdDecompressor(max_window_size=_WINDOW).stream_reader(data, read_size=len(data))
         out = bytearray()
-        while len(out) < most and (more := stream.read(most - len(out))):
+        while len(out) < most and (more := stream.read(min(_BLOCK, most - len(out)))):
             out += more
-        return bytes(out), True
+        return out, True
 
     return _Method(3, range(1, 20), deflate, inflate)
 
@@ -150,7 +169,7 @@ class CompressedCodec(Codec):
 
     def dumps(self, value: object) -> bytes:
         """Return the value, compressed."""
-        data = self._codec.dumps(value)
+        data = encoded(self._codec, self._codec.dumps(value))
         if len(data) > self._most:
             raise EncodeError(
                 f"a {type(value).__qualname__} has {len(data)} bytes, more than max_bytes={self._most} of the "
@@ -170,7 +189,7 @@ class CompressedCodec(Codec):
         except MemoryError:
             raise
         except Exception as err:
-            raise DecodeError(f"it can't be inflated ({type(err).__name__}: {err})") from err
+            raise DecodeError(f"it can't be inflated ({told(err)})") from err
         if len(out) != size or not ended:
             raise DecodeError(f"it does not inflate to the {size} bytes it had")
         return self._codec.loads(out)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from zpersist.codecs.base import Codec
+from zpersist.codecs.claims import check_claims
+from zpersist.codecs.told import told
 from zpersist.errors import DecodeError, EncodeError
 
 __all__ = ["DillCodec"]
@@ -38,7 +40,7 @@ class DillCodec(Codec):
             raise
         except Exception as err:
             raise EncodeError(
-                f"a {type(value).__qualname__} can't be written by dill ({type(err).__name__}: {err})"
+                f"a {type(value).__qualname__} can't be written by dill ({told(err)}); {_remedy(err)}"
             ) from err
 
     def loads(self, data: bytes | bytearray | memoryview) -> Any:
@@ -48,6 +50,13 @@ class DillCodec(Codec):
         try:
             return dill.loads(data)
         except MemoryError:
+            check_claims(data)
             raise
         except Exception as err:
-            raise DecodeError(f"intact dill bytes can't be loaded ({type(err).__name__}: {err})") from err
+            raise DecodeError(f"intact dill bytes can't be loaded ({told(err)})") from err
+
+
+def _remedy(err: Exception) -> str:
+    if "memoryview" in told(err):
+        return "keep the tobytes() of views, or use codec=PickleCodec(), which keeps them"
+    return "leave it out"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from zpersist.codecs.base import Codec
 from zpersist.codecs.sealed import SealedCodec
-from zpersist.errors import SealError
+from zpersist.errors import EncodeError, SealError
 
 try:
     from cryptography.exceptions import InvalidTag
@@ -19,6 +19,12 @@ __all__ = ["EncryptedCodec"]
 
 #: Bytes of a nonce; 96 bits are what GCM is made for (NIST SP 800-38D, section 8.2).
 _NONCE = 12
+
+#: Bytes of the tag that follows what was encrypted.
+_TAG = 16
+
+#: The most bytes that the package cryptography encrypts in one piece; older versions decrypt no more than that either.
+_MOST = 2**31 - 1
 
 
 class EncryptedCodec(SealedCodec):
@@ -39,6 +45,8 @@ class EncryptedCodec(SealedCodec):
 
     Raises
     ------
+    EncodeError
+        By a write: the value has 2 GiB or more.
     SealError
         By a read: nobody who has one of the keys wrote this value here.
     ImportError
@@ -73,6 +81,11 @@ class EncryptedCodec(SealedCodec):
 
     def seal(self, data: bytes, context: bytes) -> bytes:
         """Return bytes, encrypted, behind their nonce."""
+        if len(data) > _MOST - _TAG:
+            raise EncodeError(
+                f"{len(data)} bytes are more than can be encrypted in one piece, {_MOST - _TAG}: compress them, or "
+                f"keep parts of the value under keys of their own"
+            )
         nonce = os.urandom(_NONCE)
         return nonce + self._ciphers[-1].encrypt(nonce, data, context)
 
@@ -82,6 +95,6 @@ class EncryptedCodec(SealedCodec):
         for cipher in reversed(self._ciphers):
             try:
                 return cipher.decrypt(view[:_NONCE], view[_NONCE:], context)
-            except (InvalidTag, ValueError):
+            except (InvalidTag, ValueError, OverflowError):
                 continue
         raise SealError("none of the keys opens it: it was changed, belongs elsewhere, or has another key")

@@ -62,7 +62,8 @@ class JsonCodec(PlainCodec):
     -----
     *Trust*: bytes from anybody can be loaded: a value comes out, or a ``DecodeError``.  Fields of registered classes
     are set as they were stored, without a call of ``__init__``, converters or validators: check what you don't trust.
-    Methods of a registered class are called only to hash and compare it, as a key or in a set, and by enums of flags.
+    A field that the data have none of gets its default, if it has one that is not computed.  Methods of a registered
+    class are called only to hash and compare it, as a key or in a set, and by enums of flags.
     Time and memory grow with the length of the bytes.
 
     What is held twice comes back as two equal values.  What holds itself, or lies deeper than 128 containers, is

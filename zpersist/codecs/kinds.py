@@ -17,6 +17,7 @@ from fractions import Fraction
 from functools import cache
 from math import isnan
 from pathlib import PosixPath, PurePosixPath, PureWindowsPath, WindowsPath
+from pickle import PicklingError
 from typing import Any, NamedTuple
 from uuid import UUID, SafeUUID
 from zoneinfo import ZoneInfo, available_timezones
@@ -58,10 +59,10 @@ def _check(condition: object, expected: str) -> None:
         raise ValueError(f"it is not {expected}")
 
 
-def _items(payload: Any, *kinds: type | tuple[type, ...]) -> list[Any]:
+def _items(payload: Any, *kinds: type) -> list[Any]:
     """Return the payload if it is a list of just these types."""
-    fits = type(payload) is list and len(payload) == len(kinds)
-    _check(fits and all(map(isinstance, payload, kinds)), f"a list of {len(kinds)} such values")
+    # Not isinstance(): it asks an instance for its class.
+    _check(type(payload) is list and tuple(map(type, payload)) == kinds, f"a list of {len(kinds)} such values")
     return payload  # type: ignore[no-any-return]
 
 
@@ -150,13 +151,16 @@ def _together_iso(kind: Any) -> Callable[[Any], Any]:
     """Return what puts a date, a time, or both together."""
 
     def together(payload: Any) -> Any:
-        text, fold, zone = (payload, 0, None) if type(payload) is str else payload
+        if type(payload) is list and len(payload) == 3:
+            text, fold, zone = payload
+        else:
+            text, fold, zone = payload, 0, None
         value = kind.fromisoformat(_text(text))
         _check(value.isoformat() == text and getattr(value, "tzinfo", None) is None, f"a {kind.__name__}")
         if type(payload) is str:
             return value
         _check(zone is None or type(zone) in (timezone, ZoneInfo), "a time zone")
-        _check(type(payload) is list and type(fold) is int and (fold or zone is not None), "a list as it is written")
+        _check(type(fold) is int and (fold or zone is not None), "a list as it is written")
         return value.replace(fold=fold, tzinfo=zone)
 
     return together
@@ -175,11 +179,18 @@ def _apart_timezone(value: timezone) -> list[Any]:
 
 
 def _together_timezone(payload: Any) -> timezone:
-    return timezone(*_items(payload, *(timedelta, str)[: len(payload)]))
+    kinds = (timedelta, str) if type(payload) is list and len(payload) == 2 else (timedelta,)
+    return timezone(*_items(payload, *kinds))
 
 
 def _apart_zone(value: ZoneInfo) -> str:
-    _check(value.key is not None and _ZONE.fullmatch(value.key), "a time zone with a name")
+    key: object = value.key
+    _check(type(key) is str and _ZONE.fullmatch(key) and key in _zones(), "a time zone with a name that can be found")
+    try:
+        value.__reduce__()
+    except PicklingError as err:
+        # Whatever name it was given: what is found under that name may be another zone.
+        raise ValueError("it was read from a file of its own; a zone is kept by its name, ZoneInfo(name)") from err
     return value.key
 
 
@@ -259,7 +270,8 @@ def _together_str(payload: Any) -> str:
 
 
 def _together_failure(payload: Any) -> Failure:
-    return texts_to_failure(*_items(payload, str, str, str, (str, type(None))))
+    _check(type(payload) is list and len(payload) == 4, "a list of four texts")
+    return texts_to_failure(*payload)
 
 
 def _encode_str(value: str) -> bytes:

@@ -9,6 +9,8 @@ from typing import Any
 
 from zpersist.codecs import views
 from zpersist.codecs.base import Codec
+from zpersist.codecs.claims import check_claims
+from zpersist.codecs.told import told
 from zpersist.errors import DecodeError, EncodeError
 
 __all__ = ["PickleCodec"]
@@ -82,6 +84,7 @@ class PickleCodec(Codec):
         try:
             return _loads_all(data) if self.plain else pickle.loads(data)
         except MemoryError:
+            check_claims(data)
             raise
         except Exception as err:
             raise _decode_error(err) from err
@@ -91,6 +94,7 @@ class PickleCodec(Codec):
         try:
             return pickle.loads(body, buffers=buffers)
         except MemoryError:
+            check_claims(body)
             raise
         except Exception as err:
             raise _decode_error(err) from err
@@ -121,19 +125,22 @@ def _loads_all(data: bytes | bytearray | memoryview) -> Any:
 
 
 def _encode_error(value: object, err: Exception) -> EncodeError:
-    local = "local" in str(err) or "lambda" in str(err) or callable(value)
-    if "__main__" in str(err):
-        return EncodeError(
-            f"a {type(value).__qualname__} can't be pickled ({type(err).__name__}: {err}); define its class in a "
-            f"module that others can import, not in the script"
-        )
-    kinds = "functions, lambdas and local classes can be kept by" if local else "leave it out, or try"
-    return EncodeError(
-        f"a {type(value).__qualname__} can't be pickled ({type(err).__name__}: {err}); {kinds} codec=DillCodec()"
-    )
+    return EncodeError(f"a {type(value).__qualname__} can't be pickled ({told(err)}); {_remedy(value, err)}")
+
+
+def _remedy(value: object, err: Exception) -> str:
+    if isinstance(err, views.ViewError):
+        return "a view on one block of numbers can be kept"
+    says = told(err)
+    # First, for those of a script are found there no more than elsewhere.
+    if "<locals>" in says or "<lambda>" in says:
+        return "functions, lambdas and local classes can be kept by codec=DillCodec()"
+    if "__main__" in says:
+        return "define its class in a module that others can import, not in the script"
+    if callable(value):
+        return "functions, lambdas and local classes can be kept by codec=DillCodec()"
+    return "leave it out, or try codec=DillCodec()"
 
 
 def _decode_error(err: Exception) -> DecodeError:
-    return DecodeError(
-        f"an intact pickle can't be loaded ({type(err).__name__}: {err}); has a class been moved or renamed?"
-    )
+    return DecodeError(f"an intact pickle can't be loaded ({told(err)}); has a class been moved or renamed?")

@@ -45,6 +45,7 @@ from zpersist.codecs.base import Codec
 from zpersist.codecs.kinds import KINDS, TEXTUAL, Kind, check_hashes
 from zpersist.codecs.records import Record, is_record, record_of
 from zpersist.codecs.refused import Refused
+from zpersist.codecs.told import told
 from zpersist.errors import DecodeError, EncodeError, InvalidArgumentError
 
 __all__ = ["MAX_DEPTH", "PlainCodec"]
@@ -130,7 +131,7 @@ class PlainCodec(Codec):
             raise
         except Exception as err:
             raise EncodeError(
-                f"a {type(value).__qualname__} can't be written by {type(self).__name__} ({type(err).__name__}: {err})"
+                f"a {type(value).__qualname__} can't be written by {type(self).__name__} ({told(err)})"
             ) from err
 
     def loads(self, data: bytes | bytearray | memoryview) -> Any:
@@ -140,7 +141,7 @@ class PlainCodec(Codec):
         except (MemoryError, DecodeError):
             raise
         except Exception as err:
-            raise DecodeError(f"these bytes are no {self.id} of a value ({type(err).__name__}: {err})") from err
+            raise DecodeError(f"these bytes are no {self.id} of a value ({told(err)})") from err
 
     # Writing: a value becomes a tree.
 
@@ -243,7 +244,7 @@ class PlainCodec(Codec):
             except ValueError as err:
                 raise self._refused(value, err) from None
             if type(parts) is not dict:
-                return {record.tag: [record.name, parts]}
+                return {record.tag: [record.name, self._write(parts, 0)]}
             tree, name = {}, ""
             try:
                 for name, item in parts.items():
@@ -289,16 +290,16 @@ class PlainCodec(Codec):
         except (MemoryError, DecodeError):
             raise
         except Exception as err:
-            raise DecodeError(
-                f"what follows the tag {tag!r} is wrong ({type(err).__name__}: {str(err)[:500]})"
-            ) from err
+            raise DecodeError(f"what follows the tag {tag!r} is wrong ({told(err)})") from err
 
     def _read_record(self, payload: Any) -> Any:
+        if type(payload) is not list or len(payload) != 2 or type(payload[0]) is not str:
+            raise ValueError("it is not the name of a class, and what its instance is made of")
         name, parts = payload
         record = self._records.get(name)
         if record is None:
             raise DecodeError(
-                f"an instance of {str(name)[:200]!r} needs its class: {type(self).__name__}(types=[…]), "
+                f"an instance of {name[:200]!r} needs its class: {type(self).__name__}(types=[…]), "
                 f"under the module and name that it had when it was written"
             )
         return record.together(parts)

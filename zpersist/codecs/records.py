@@ -5,19 +5,26 @@ from __future__ import annotations
 import dataclasses
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Mapping
 from functools import cached_property
-from inspect import getattr_static
+from inspect import getattr_static, signature
+from types import FunctionType, MemberDescriptorType
 from typing import Any
 
 import attrs
 
+from zpersist.codecs.defaults import Default, defaults_of
 from zpersist.errors import InvalidArgumentError
 
-__all__ = ["EnumRecord", "FieldsRecord", "Record", "TupleRecord", "is_record", "name_of", "record_of"]
+__all__ = ["EnumRecord", "FieldsRecord", "ObjectRecord", "Record", "TupleRecord", "is_record", "name_of", "record_of"]
 
 # Where attrs remembers the hash of an instance, if it is told to.
 _HASH = "_attrs_cached_hash"
+
+_get = object.__getattribute__
+
+#: So many bits a combination of flags may have.
+MAX_FLAG_BITS = 1 << 13
 
 
 def name_of(kind: type) -> str:
@@ -64,101 +71,183 @@ class EnumRecord(Record):
 
     tag = "$enum"
 
+    def __init__(self, kind: type[enum.Enum]) -> None:
+        super().__init__(kind)
+        self._members: Mapping[str, enum.Enum] = kind.__members__
+
     def apart(self, value: Any) -> Any:
         """Return the name of a member, or the value of a combination of flags."""
-        members = self.kind.__members__  # type: ignore[attr-defined]
-        if members.get(value.name) is value:
-            return value.name
-        if isinstance(value, enum.Flag) and type(value.value) is int:
-            return value.value
-        raise ValueError(f"{value!r} is no member of its class")
+        # Not by name and value, which a class may define anew.
+        name, number = _get(value, "_name_"), _get(value, "_value_")
+        if type(name) is str and self._members.get(name) is value:
+            return name
+        if issubclass(self.kind, enum.Flag) and type(number) is int:
+            _check_bits(number)
+            return number
+        raise ValueError("it is no member of its class")
 
     def together(self, payload: Any) -> Any:
         """Return a member, or a combination of flags."""
         if type(payload) is str:
-            members = self.kind.__members__  # type: ignore[attr-defined]
-            if payload not in members:
-                raise ValueError(f"{self.name} has no member {payload!r}")
-            return members[payload]
-        if type(payload) is int and issubclass(self.kind, enum.Flag):
-            value = self.kind(payload)
-            if type(value) is self.kind and value.value == payload:
-                return value
-        raise ValueError(f"{self.name} has no member of the value {payload!r}")
+            if payload not in self._members:
+                raise ValueError(f"{self.name} has no member {payload[:200]!r}")
+            return self._members[payload]
+        if type(payload) is not int or not issubclass(self.kind, enum.Flag):
+            raise ValueError(f"a {type(payload).__qualname__} tells no member of {self.name}")
+        _check_bits(payload)
+        value = self.kind(payload)
+        if type(value) is not self.kind or _get(value, "_value_") != payload:
+            raise ValueError(f"{self.name} has no combination of the value {payload:#x}"[:300])
+        return value
+
+
+def _check_bits(number: int) -> None:
+    # The flags that a number stands for are named in decimal, and this takes the square of its length.
+    if number.bit_length() > MAX_FLAG_BITS:
+        raise ValueError(f"flags of more than {MAX_FLAG_BITS} bits can't be kept")
 
 
 class FieldsRecord(Record):
-    """A class with fields: they are set as they were, and its ``__init__`` is not called."""
+    """A class with fields: they are set as they were, and its ``__init__`` is not called.
+
+    Parameters
+    ----------
+    kind :
+        The class.
+    defaults :
+        Its fields in their order, each with what makes a value for it where the data have none; ``None``: they must.
+    """
 
     tag = "$object"
 
-    def __init__(self, kind: type, names: Iterable[str], make: Callable[[dict[str, Any]], Any]) -> None:
+    def __init__(self, kind: type, defaults: Mapping[str, Default | None]) -> None:
         super().__init__(kind)
-        self.names = tuple(names)
-        self._make = make
-        self._known = {*self.names, _HASH}
+        self.names = tuple(defaults)
+        self._defaults = defaults
+        self._all = frozenset(defaults)
+        computed = _computed_in_slots(kind)
         for base in kind.__mro__:
-            slots = vars(base).get("__slots__", ())
-            more = {*((slots,) if isinstance(slots, str) else slots)} - {*self._known, "__weakref__", "__dict__"}
-            more = {f"_{base.__name__.lstrip('_')}{slot}" if slot.startswith("__") else slot for slot in more}
-            if more - self._known:
+            more = _slots(base) - {*self.names, _HASH, "__weakref__", "__dict__"} - computed
+            if more:
                 raise InvalidArgumentError(
-                    f"{self.name} has the slots {sorted(more - self._known)} that are no fields and would be lost: "
+                    f"{self.name} has the slots {sorted(more)} that are no fields and would be lost: "
                     f"make fields of them, or use another codec"
                 )
+        self._has_dict = bool(kind.__dictoffset__)
 
     def apart(self, value: Any) -> dict[str, Any]:
         """Return the fields by name."""
-        for name in getattr(value, "__dict__", {}).keys() - self._known:
+        # Not getattr(): the class may have a __getattr__ or a __getattribute__ of its own.
+        more = _get(value, "__dict__").keys() - self._all if self._has_dict else ()
+        for name in more:
             # What is computed from the fields is computed again.
-            if not isinstance(getattr_static(self.kind, name, None), cached_property):
-                raise ValueError(f"its attribute {name!r} is no field and would be lost")  # noqa: TRY004 - not a type
+            if name != _HASH and not issubclass(type(getattr_static(self.kind, name, None)), cached_property):
+                raise ValueError(f"its attribute {name!r} is no field and would be lost")
+        fields: dict[str, Any] = {}
+        name = ""
         try:
-            return {name: getattr(value, name) for name in self.names}
+            for name in self.names:
+                fields[name] = _get(value, name)
         except AttributeError as err:
-            raise ValueError(f"its field {err.name!r} is not set") from err
+            raise ValueError(f"its field {name!r} is not set") from err
+        return fields
 
     def together(self, payload: Any) -> Any:
         """Return an instance with these fields."""
-        if type(payload) is not dict or payload.keys() != {*self.names}:
-            there = sorted(payload) if type(payload) is dict else payload
-            raise ValueError(f"{self.name} has the fields {sorted(self.names)}, the data has {there}")
-        return self._make(payload)
+        return self._make(self._filled(payload))
+
+    def _filled(self, payload: Any) -> dict[str, Any]:
+        """Return the fields, with the defaults of those that the class has got since the value was written."""
+        if type(payload) is not dict:
+            raise ValueError(f"a {type(payload).__qualname__} is not the fields of {self.name}")
+        if payload.keys() == self._all:
+            return payload
+        if not all(type(name) is str for name in payload):
+            raise ValueError(f"the names of the fields of {self.name} are texts")
+        if more := payload.keys() - self._all:
+            raise ValueError(f"{self.name} has no field {min(more)[:200]!r} (any more), and the data have")
+        filled = {}
+        for name, default in self._defaults.items():
+            if name in payload:
+                filled[name] = payload[name]
+            elif default is not None:
+                filled[name] = default()
+            else:
+                raise ValueError(f"the data have no field {name!r} of {self.name}, which has no default to take")
+        return filled
+
+    def _make(self, fields: dict[str, Any]) -> Any:
+        raise NotImplementedError
+
+
+class ObjectRecord(FieldsRecord):
+    """An attrs class, or a data class."""
+
+    def __init__(self, kind: type, defaults: Mapping[str, Default | None]) -> None:
+        super().__init__(kind, defaults)
+        for name in self.names:
+            # To set and to get it would be to call the class.
+            found = getattr_static(kind, name, None)
+            if hasattr(type(found), "__set__") and not isinstance(found, MemberDescriptorType):
+                raise InvalidArgumentError(
+                    f"the field {name!r} of {self.name} is a {type(found).__name__} too, and what that does is not "
+                    f"known: give one of them another name, or use another codec"
+                )
+        try:
+            object.__new__(kind)
+        except TypeError as err:
+            raise InvalidArgumentError(f"{self.name} can't be registered ({err}): use another codec for it") from err
+        # The class of attrs that remembers the hash of an instance expects a place for it.
+        hashing = getattr(getattr(kind, "__hash__", None), "__code__", None)
+        self._remembers = hashing is not None and _HASH in (*hashing.co_names, *hashing.co_consts)
+
+    def _make(self, fields: dict[str, Any]) -> Any:
+        value: Any = object.__new__(self.kind)
+        for name, item in fields.items():
+            object.__setattr__(value, name, item)
+        if self._remembers:
+            object.__setattr__(value, _HASH, None)
+        return value
 
 
 class TupleRecord(FieldsRecord):
     """A named tuple."""
 
-    def __init__(self, kind: type, names: tuple[str, ...]) -> None:
-        super().__init__(kind, names, lambda fields: tuple.__new__(kind, [fields[name] for name in names]))
-
     def apart(self, value: Any) -> dict[str, Any]:
         """Return the items by name."""
-        if getattr(value, "__dict__", None):
-            raise ValueError(f"its attributes {sorted(value.__dict__)} are no fields and would be lost")
+        if self._has_dict and (more := _get(value, "__dict__")):
+            raise ValueError(f"its attributes {sorted(more)} are no fields and would be lost")
         if tuple.__len__(value) != len(self.names):
             raise ValueError(f"it has {tuple.__len__(value)} items, its class has {len(self.names)}")
         return dict(zip(self.names, tuple.__iter__(value), strict=True))
 
+    def _make(self, fields: dict[str, Any]) -> Any:
+        return tuple.__new__(self.kind, [fields[name] for name in self.names])
 
-def _maker(kind: type) -> Callable[[dict[str, Any]], Any]:
-    try:
-        object.__new__(kind)
-    except TypeError as err:
-        raise InvalidArgumentError(f"{name_of(kind)} can't be registered ({err}): use another codec for it") from err
-    # The class of attrs that remembers the hash of an instance expects a place for it.
-    hashing = getattr(getattr(kind, "__hash__", None), "__code__", None)
-    remembers = hashing is not None and _HASH in (*hashing.co_names, *hashing.co_consts)
 
-    def make(fields: dict[str, Any]) -> Any:
-        value: Any = object.__new__(kind)
-        for name, item in fields.items():
-            object.__setattr__(value, name, item)
-        if remembers:
-            object.__setattr__(value, _HASH, None)
-        return value
+def _slots(base: type) -> set[str]:
+    slots = vars(base).get("__slots__", ())
+    names = (slots,) if isinstance(slots, str) else slots
+    return {f"_{base.__name__.lstrip('_')}{name}" if _is_private(name) else name for name in names}
 
-    return make
+
+def _is_private(name: str) -> bool:
+    return name.startswith("__") and not name.endswith("__")
+
+
+def _computed_in_slots(kind: type) -> set[str]:
+    """Return for which slots attrs has taken a ``cached_property``: what is there is computed again.
+
+    It keeps their functions as a default of the ``__getattr__`` that it makes.
+    """
+    names: set[str] = set()
+    for base in kind.__mro__:
+        made = vars(base).get("__getattr__")
+        if attrs.has(base) and isinstance(made, FunctionType):
+            parameters = signature(made).parameters
+            if "cached_properties" in parameters and isinstance(parameters["cached_properties"].default, dict):
+                names |= parameters["cached_properties"].default.keys()
+    return names
 
 
 def record_of(kind: object) -> Record:
@@ -181,8 +270,6 @@ def record_of(kind: object) -> Record:
         )
     if issubclass(kind, enum.Enum):
         return EnumRecord(kind)
-    if attrs.has(kind):
-        return FieldsRecord(kind, (item.name for item in attrs.fields(kind)), _maker(kind))
-    if dataclasses.is_dataclass(kind):
-        return FieldsRecord(kind, (item.name for item in dataclasses.fields(kind)), _maker(kind))
-    return TupleRecord(kind, kind._fields)  # type: ignore[attr-defined]
+    if attrs.has(kind) or dataclasses.is_dataclass(kind):
+        return ObjectRecord(kind, defaults_of(kind))
+    return TupleRecord(kind, defaults_of(kind))

@@ -18,8 +18,10 @@ from typing import Any
 from attrs import define, field
 
 from zpersist.codecs.base import Codec
+from zpersist.codecs.claims import check_claims
 from zpersist.codecs.failures import failure_to_texts, texts_to_failure
 from zpersist.codecs.pickle import OUT_OF_BAND_BYTES
+from zpersist.codecs.told import told
 from zpersist.errors import DecodeError, EncodeError, InvalidArgumentError
 from zpersist.failure import Failure
 
@@ -267,10 +269,13 @@ class RestrictedPickleCodec(Codec):
         try:
             _refuse_extensions(body)
             return _Unpickler(body, self._names, buffers).whole()
-        except (MemoryError, DecodeError):
+        except MemoryError:
+            check_claims(body)
+            raise
+        except DecodeError:
             raise
         except Exception as err:
-            raise DecodeError(f"the pickle can't be loaded ({type(err).__name__}: {err})") from err
+            raise DecodeError(f"the pickle can't be loaded ({told(err)})") from err
 
     def _pickle(self, value: object, callback: Callable[[pickle.PickleBuffer], bool] | None) -> bytes:
         file = io.BytesIO()
@@ -279,9 +284,7 @@ class RestrictedPickleCodec(Codec):
         except (MemoryError, EncodeError):
             raise
         except Exception as err:
-            raise EncodeError(
-                f"a {type(value).__qualname__} can't be pickled ({type(err).__name__}: {err}); leave it out"
-            ) from err
+            raise EncodeError(f"a {type(value).__qualname__} can't be pickled ({told(err)}); leave it out") from err
         return file.getvalue()
 
     def _special(self, value: object) -> tuple[Any, ...] | None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from zpersist.codecs.base import Codec
+from zpersist.codecs.base import Codec, encoded
 from zpersist.codecs.named import as_codec
 from zpersist.codecs.pickle import PickleCodec
 from zpersist.errors import InvalidArgumentError
@@ -19,6 +19,14 @@ from zpersist.errors import InvalidArgumentError
 __all__ = ["SealedCodec"]
 
 _FORMAT = b"zpersist seal 1"
+
+
+def _is_writable(scope: str) -> bool:
+    try:
+        _counted(scope)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _counted(name: str) -> bytes:
@@ -55,6 +63,11 @@ class SealedCodec(Codec):
             raise InvalidArgumentError(f"codec of {type(self).__name__} must be a codec, not {codec!r}")
         if scope is not None and not isinstance(scope, str):
             raise InvalidArgumentError(f"scope must be a str or None, not {scope!r}")
+        if scope is not None and ("\0" in scope or not _is_writable(scope)):
+            raise InvalidArgumentError(
+                f"scope must have no zero character and no half of a character (surrogate), not {scope!r}; a name such "
+                f"as 'corpus' will do"
+            )
         self._codec = inner
         self._keys = self._checked(key)
         self._scope = scope
@@ -121,7 +134,7 @@ class _Bound(Codec):
         self._context = sealing.context(place, key)
 
     def dumps(self, value: object) -> bytes:
-        return self._sealing.seal(self._codec.dumps(value), self._context)
+        return self._sealing.seal(encoded(self._codec, self._codec.dumps(value)), self._context)
 
     def loads(self, data: bytes | bytearray | memoryview) -> Any:
         return self._codec.loads(self._sealing.unseal(data, self._context))

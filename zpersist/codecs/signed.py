@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Callable, Sequence
-from hashlib import blake2b
+from hashlib import blake2b, sha256
+from hmac import compare_digest
 from typing import Literal
 
 from zpersist.codecs.base import Codec
@@ -15,16 +15,41 @@ __all__ = ["SignedCodec"]
 
 _SIZE = 32
 
+Buffer = bytes | bytearray | memoryview
 
-def _hmac_sha256(key: bytes, data: bytes) -> bytes:
-    return hmac.digest(key, data, "sha256")
-
-
-def _blake2b(key: bytes, data: bytes) -> bytes:
-    return blake2b(data, key=key, digest_size=_SIZE).digest()
+#: Returns the signature of a context and data, which are not joined for it.
+_Mac = Callable[[bytes, Buffer], bytes]
 
 
-_ALGORITHMS: dict[str, tuple[Callable[[bytes, bytes], bytes], range]] = {
+def _hmac_sha256(key: bytes) -> _Mac:
+    """Return HMAC (RFC 2104) with this key, which is hashed only once: what is signed is mostly small."""
+    size = sha256().block_size
+    block = (sha256(key).digest() if len(key) > size else key).ljust(size, b"\0")
+    inner, outer = (sha256(bytes(byte ^ pad for byte in block)) for pad in (0x36, 0x5C))
+
+    def mac(context: bytes, data: Buffer) -> bytes:
+        within, around = inner.copy(), outer.copy()
+        within.update(context)
+        within.update(data)
+        around.update(within.digest())
+        return around.digest()
+
+    return mac
+
+
+def _blake2b(key: bytes) -> _Mac:
+    start = blake2b(key=key, digest_size=_SIZE)
+
+    def mac(context: bytes, data: Buffer) -> bytes:
+        hashed = start.copy()
+        hashed.update(context)
+        hashed.update(data)
+        return hashed.digest()
+
+    return mac
+
+
+_ALGORITHMS: dict[str, tuple[Callable[[bytes], _Mac], range]] = {
     "hmac-sha256": (_hmac_sha256, range(16, 257)),
     "blake2b": (_blake2b, range(16, 65)),
 }
@@ -81,19 +106,31 @@ class SignedCodec(SealedCodec):
         if algorithm not in _ALGORITHMS:
             raise InvalidArgumentError(f"algorithm must be one of {', '.join(_ALGORITHMS)}, not {algorithm!r}")
         self._algorithm = algorithm
-        self._digest, self._key_sizes = _ALGORITHMS[algorithm]
+        _, self._key_sizes = _ALGORITHMS[algorithm]
         super().__init__(codec, key, scope=scope)
+        self._macs = self._made()
+
+    def _made(self) -> tuple[_Mac, ...]:
+        """Return what signs with each of the keys, the newest first."""
+        make, _ = _ALGORITHMS[self._algorithm]
+        return tuple(map(make, reversed(self._keys)))
+
+    def __getstate__(self) -> dict[str, object]:
+        return self.__dict__ | {"_macs": None}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state)
+        self._macs = self._made()
 
     def seal(self, data: bytes, context: bytes) -> bytes:
         """Return bytes behind their signature."""
-        return self._digest(self._keys[-1], context + data) + data
+        return self._macs[0](context, data) + data
 
     def unseal(self, data: bytes | bytearray | memoryview, context: bytes) -> memoryview:
         """Return the bytes behind a good signature."""
         view = memoryview(data)
         signature, rest = view[:_SIZE], view[_SIZE:]
-        signed = b"".join((context, rest))
-        for key in reversed(self._keys):
-            if hmac.compare_digest(self._digest(key, signed), signature):
+        for mac in self._macs:
+            if compare_digest(mac(context, rest), signature):
                 return rest
         raise SealError("the signature is none of ours: it was changed, belongs elsewhere, or has another key")

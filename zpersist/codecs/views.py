@@ -9,7 +9,11 @@ from collections.abc import Callable
 from io import BytesIO
 from typing import Any
 
-__all__ = ["dumps", "view"]
+__all__ = ["ViewError", "dumps", "view"]
+
+
+class ViewError(pickle.PicklingError):
+    """A view that can't be kept; says what can."""
 
 
 def view(buffer: Any, kind: str, shape: tuple[int, ...]) -> memoryview:
@@ -36,7 +40,7 @@ _KINDS = frozenset("bBhHiIlLqQnNfd?")
 def _reduced(seen: memoryview) -> tuple[Any, ...]:
     shape = seen.shape or ()
     if not seen.c_contiguous or seen.format not in _KINDS or (0 in shape and len(shape) > 1):
-        raise pickle.PicklingError(
+        raise ViewError(
             f"a view of format {seen.format!r} and shape {shape} would not come back as it is; keep its tobytes()"
         )
     return view, (pickle.PickleBuffer(seen), seen.format, seen.shape)

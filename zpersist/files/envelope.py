@@ -29,12 +29,11 @@ from zpersist.errors import (
     CodecMismatchError,
     CorruptValueError,
     DecodeError,
-    EncodeError,
     FormatVersionError,
-    SealError,
     StorageError,
 )
 from zpersist.files.atomic import READ_FLAGS, Buffer, close_quietly, storage_error
+from zpersist.files.coding import decode, encode
 from zpersist.files.mapping import map_file
 
 __all__ = [
@@ -79,7 +78,9 @@ class Frame(NamedTuple):
     slots: tuple[tuple[int, int], ...]
 
 
-def pack(codec: Codec, value: object, where: str, *, tag: str = "", out_of_band: bool = True) -> list[Buffer]:
+def pack(
+    codec: Codec, value: object, where: str, *, tag: str = "", out_of_band: bool = True, place: str = ""
+) -> list[Buffer]:
     """Return the parts that, one after the other, are the enveloped value.
 
     Parameters
@@ -89,23 +90,20 @@ def pack(codec: Codec, value: object, where: str, *, tag: str = "", out_of_band:
     value :
         What to keep.
     where :
-        The place it gets, for the error.
+        The place it gets, for the error: a file, or a key.
     tag :
         Comes back with the value, at most 64 KiB.
     out_of_band :
         Lay large buffers beside the body, aligned.  Without it they are part of the body.
+    place :
+        For the error: the database, if ``where`` is a key in it.
 
     Raises
     ------
     EncodeError
         The codec can't write the value.
     """
-    buffers: Sequence[memoryview]
-    try:
-        body, buffers = codec.dump_parts(value) if out_of_band else (codec.dumps(value), ())
-    except EncodeError as err:
-        err.add_note(f"while it was to be kept as {where}")
-        raise
+    body, buffers = encode(codec, value, where, place=place, out_of_band=out_of_band)
     name = codec.id.encode("ascii")
     label = tag.encode("utf-8")
     if not buffers:
@@ -218,7 +216,7 @@ def _foreign(where: str, what: str) -> str:
 
 def _foreign_value(codec: Codec, data: bytes, where: str) -> Any:
     try:
-        return codec.loads(data)
+        return decode(codec, data, (), where)
     except DecodeError as err:
         if is_pickle(data):
             raise
@@ -227,16 +225,6 @@ def _foreign_value(codec: Codec, data: bytes, where: str) -> Any:
 
 def _damage(where: str, what: str) -> str:
     return f"{where} is damaged: {what}{_DAMAGE_REMEDY}"
-
-
-def _unsealed(where: str, err: SealError) -> SealError:
-    """Return the error that says also where, and what may have happened to data that is in order."""
-    told = SealError(
-        f"{where}: {err}.  A seal covers the key and the place of the store: what was moved is read with its old path "
-        f"as scope=, and migrate() seals it for the new one"
-    )
-    told.add_note(f"while {where} was read")
-    return told
 
 
 class WrongTagError(Exception):
@@ -278,21 +266,15 @@ def _check_buffers(frame: Frame, buffers: Sequence[memoryview], where: str) -> N
 
 def unpack(data: bytes, codec: Codec, tag: str, place: str) -> Any:
     """Return the value in an envelope in memory that must have this tag; all of it is checked."""
-    where = f"{tag!r} in {place}"
     if not isinstance(data, bytes):
-        raise CorruptValueError(_damage(where, f"there is {data!r} in place of bytes"))
+        where = f"{tag!r} in {place}"
+        raise CorruptValueError(_damage(where, f"there is a {type(data).__qualname__} in place of bytes"))
     name, label = codec.id.encode(), tag.encode()
     body = data[: -_TRAILER_SIZE - len(name) - len(label)]
     # An intact value without buffers ends as it would be written now; anything else is looked at closely.
-    try:
-        if data.endswith(_end_of_plain(body, name, label)):
-            return codec.loads(body)
-        return _unpack_closely(data, codec, tag, where)
-    except SealError as err:
-        raise _unsealed(where, err) from err
-    except DecodeError as err:
-        err.add_note(f"while {where} was read")
-        raise
+    if data.endswith(_end_of_plain(body, name, label)):
+        return decode(codec, body, (), tag, place)
+    return _unpack_closely(data, codec, tag, f"{tag!r} in {place}")
 
 
 def _unpack_closely(data: bytes, codec: Codec, tag: str, where: str) -> Any:
@@ -309,7 +291,7 @@ def _unpack_closely(data: bytes, codec: Codec, tag: str, where: str) -> Any:
     checked = _body(frame, view[: frame.body_length], where)
     buffers = _slices(frame, view, where)
     _check_buffers(frame, buffers, where)
-    return codec.load_parts(checked, buffers)
+    return decode(codec, checked, buffers, where)
 
 
 def _pread(fd: int, length: int, offset: int) -> bytes:
@@ -397,13 +379,8 @@ def read_open(fd: int, path: str, codec: Codec, *, mapped: bool = True, tag: str
             frame = parse(data, len(data), path)
             if isinstance(frame, Frame) and not frame.slots:
                 _check(frame, codec, tag, path)
-                return codec.loads(_body(frame, memoryview(data)[: frame.body_length], path))
+                return decode(codec, _body(frame, memoryview(data)[: frame.body_length], path), (), path)
         return _read_large(fd, size, path, codec, mapped, tag)
-    except SealError as err:
-        raise _unsealed(path, err) from err
-    except DecodeError as err:
-        err.add_note(f"while {path} was read")
-        raise
     except OSError as err:
         if isinstance(err, StorageError):
             raise
@@ -415,9 +392,9 @@ def _read_large(fd: int, size: int, path: str, codec: Codec, mapped: bool, tag: 
     _check(frame, codec, tag, path)
     body = _body(frame, _pread(fd, frame.body_length, 0), path)
     if not frame.slots:
-        return codec.loads(body)
+        return decode(codec, body, (), path)
     if mapped:
-        return codec.load_parts(body, _slices(frame, map_file(fd, size), path))
+        return decode(codec, body, _slices(frame, map_file(fd, size), path), path)
     # Bytearrays make the loaded object private and writable.
     end = frame.slots[-1][0] + frame.slots[-1][1]
     start = frame.body_length
@@ -431,4 +408,4 @@ def _read_large(fd: int, size: int, path: str, codec: Codec, mapped: bool, tag: 
     gaps = frame._replace(body_length=0, slots=tuple((offset - start, length) for offset, length in frame.slots))
     buffers = [memoryview(bytearray(part)) for part in _slices(gaps, view, path)]
     _check_buffers(frame, buffers, path)
-    return codec.load_parts(body, buffers)
+    return decode(codec, body, buffers, path)
