@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
-from contextlib import suppress
 
 try:
     import lmdb
@@ -13,7 +11,9 @@ except ImportError as err:
     raise ImportError("LmdbStash needs lmdb: pip install 'zpersist[lmdb]'") from err
 
 from zpersist.errors import CorruptValueError, StorageError, ZPersistError
-from zpersist.files.atomic import close_quietly, make_directory, storage_error
+from zpersist.files.atomic import close_quietly, make_directory, storage_error, write_file
+from zpersist.files.locks import directory_lock
+from zpersist.files.sweep import sweep
 
 __all__ = ["MAX_DATABASES", "MAX_READERS", "LmdbError", "identity_of", "lmdb", "open_environment", "translate"]
 
@@ -49,7 +49,7 @@ def open_environment(file: str, map_size: int) -> lmdb.Environment:
     """Open an environment, with a map of at least so many bytes, and made if it is not there."""
     make_directory(os.path.dirname(file))
     try:
-        _make(file)
+        _make(file, map_size)
         opened = lmdb.open(
             file,
             map_size=map_size,
@@ -74,14 +74,28 @@ def open_environment(file: str, map_size: int) -> lmdb.Environment:
     return opened
 
 
-def _make(file: str) -> None:
-    with suppress(FileExistsError):
-        os.mknod(file, 0o600 | stat.S_IFREG)
+def _make(file: str, map_size: int) -> None:
+    if not os.path.exists(file):
+        _make_environment(file, map_size)
     if os.path.isdir(file):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     if not os.access(file, os.R_OK | os.W_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     _make_lock_file(file)
+
+
+def _make_environment(file: str, map_size: int) -> None:
+    # LMDB would write its first pages in place, and a power cut leave some of them: then nobody can open the file.
+    def place(temporary: str, file: str) -> None:
+        with lmdb.open(temporary, map_size=map_size, subdir=False, lock=False) as made:
+            made.sync(True)
+        os.replace(temporary, file)
+
+    folder = os.path.dirname(file)
+    with directory_lock(folder, shared=False):
+        if not os.path.exists(file):
+            sweep(folder)
+            write_file(file, [b""], place=place)
 
 
 def _make_lock_file(file: str) -> None:
