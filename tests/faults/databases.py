@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import shutil
@@ -17,8 +18,9 @@ import pytest
 
 from tests.faults.blocks import ACKNOWLEDGED, MAPPED, Blocks, Script, State, lay_out, snapshot
 from tests.faults.crash_states import Acknowledged, Event, Wrote
-from tests.faults.shim import Entry, Trace, in_a_fork
+from tests.faults.shim import FAIL, SYNC, Entry, Mode, Report, Trace, armed, in_a_fork
 from tests.faults.stores import STORES
+from zpersist import ZPersistError
 from zpersist.stores import lmdbfile
 from zpersist.stores.connection import Connection
 
@@ -258,3 +260,26 @@ class Examination:
             return [str(problem) for problem in verify(str(self._place / "data.lmdb"), subdir=False)]
         db = sqlite3.connect(self._place / "data.db")
         return [row[0] for row in db.execute("PRAGMA integrity_check") if row[0] != "ok"]
+
+
+def write_on(folder: str, broken: bool) -> list[str]:
+    """Write to LMDB after a sync has failed; return what came of a write, a read, and both after ``close()``."""
+    stash = STORES["lmdb"].make(Path(folder), durability="fsync")
+    stash.dump("1", "old")
+    told = []
+
+    def attempt(value: str) -> None:
+        try:
+            stash.dump("1", value)
+        except ZPersistError as err:
+            told.append(f"{type(err).__name__} {getattr(err, 'errno', None)}")
+        told.append(stash["1"])
+
+    with armed(folder, 1, Mode(FAIL, errno.EIO, kinds=SYNC), Report()):
+        attempt("new")
+        if broken:
+            stash._table._env._doubtful = False
+        attempt("next")
+    stash.close()
+    attempt("last")
+    return told

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 
 try:
     import lmdb
@@ -15,7 +16,16 @@ from zpersist.files.atomic import close_quietly, make_directory, storage_error, 
 from zpersist.files.locks import directory_lock
 from zpersist.files.sweep import sweep
 
-__all__ = ["MAX_DATABASES", "MAX_READERS", "LmdbError", "identity_of", "lmdb", "open_environment", "translate"]
+__all__ = [
+    "MAX_DATABASES",
+    "MAX_READERS",
+    "LmdbError",
+    "identity_of",
+    "lmdb",
+    "may_fall_short",
+    "open_environment",
+    "translate",
+]
 
 LmdbError = lmdb.Error
 
@@ -151,6 +161,11 @@ def identity_of(file: str) -> tuple[int, int] | None:
     except OSError:
         return None
     return status.st_dev, status.st_ino
+
+
+def may_fall_short(file: str) -> bool:
+    """Return whether there is a reason why a part of a page could not be written: LMDB calls that EIO, too."""
+    return _is_full(file) or resource.getrlimit(resource.RLIMIT_FSIZE)[0] != resource.RLIM_INFINITY
 
 
 def _is_full(file: str) -> bool:
