@@ -226,7 +226,7 @@ class Told(NamedTuple):
     deaths: list[str]
     #: How many operations never returned.
     pending: int
-    #: How often one was called before the one before it, on the same key, had returned.
+    #: How often one was called before the one before it had returned.
     met: int
 
 
@@ -238,10 +238,8 @@ def history(make: Callable[[Path], Any] | str, folder: str, seed: int, *plan: in
     operations = [operation for key in seen for operation in seen[key]]
     assert len(operations) >= workers * count
     assert all(len(of_key) <= 700 for of_key in seen.values())
-    met = 0
-    for of_key in seen.values():
-        of_key.sort(key=lambda operation: operation.called)
-        pairs = zip(of_key, of_key[1:], strict=False)
-        met += sum(other.called < one.returned and not one.pending for one, other in pairs)
+    operations.sort(key=lambda operation: operation.called)
+    pairs = zip(operations, operations[1:], strict=False)
+    met = sum(other.called < one.returned and not one.pending for one, other in pairs)
     deaths = [death for worker in crew.workers for death in worker.deaths]
     return Told(broken_keys(seen), deaths, sum(operation.pending for operation in operations), met)
