@@ -169,7 +169,7 @@ class Disk:
                 synced = [change for change in self._pending_names if self._folder_of(change) == event.path]
                 for change in synced:
                     self._pending_names.remove(change)
-                    _apply(self._names, change)
+                    apply_names(self._names, change)
             case Acknowledged():
                 pass
 
@@ -205,7 +205,7 @@ class Disk:
         for kept in _subsets(self._pending_names):
             names = dict(self._names)
             for change in kept:
-                _apply(names, change)
+                apply_names(names, change)
             reached = {path: file for path, file in names.items() if self._is_reached(path, names)}
             for contents in self._choices(reached):
                 yield frozenset((path, contents[file]) for path, file in reached.items())
@@ -246,7 +246,8 @@ def _subsets(changes: list[Named]) -> Iterator[list[Named]]:
             yield [change for number, change in enumerate(changes) if number not in few]
 
 
-def _apply(names: dict[str, int], change: Named) -> None:
+def apply_names(names: dict[str, int], change: Named) -> None:
+    """Have names changed."""
     for path, file in change.names:
         if file is None:
             names.pop(path, None)

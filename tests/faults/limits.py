@@ -9,6 +9,7 @@ import errno
 import os
 import resource
 import signal
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tests.faults.stores import STORES, contents, names_in
-from zpersist import StorageError
+from zpersist import CorruptValueError, StorageError
 
 
 @contextmanager
@@ -166,6 +167,41 @@ def suffer(kind: str, limit: str, disk: Path) -> None:
         stash.dump("1", old)
         stash.close()
         assert not names_in(disk) - usual, f"left behind: {names_in(disk) - usual}"
+
+
+FULL_DEVICE = os.makedev(1, 7)
+
+
+def on_devices(kind: str, disk: Path) -> None:
+    """Put ``/dev/full`` in the place of every file of a store, and use it; raise if anything is wrong."""
+    store = STORES[kind]
+    disk.mkdir()
+    with store.make(disk) as stash:
+        stash.dump_many({"1": store.value("old"), "2": store.value("old")})
+    files = [path for path in disk.rglob("*") if path.is_file() and path.stat().st_size]
+    for file in files:
+        file.unlink()
+        os.mknod(file, stat.S_IFCHR | 0o600, FULL_DEVICE)
+    stash = store.make(disk)
+    for read in (stash.get, lambda key: stash[key]):
+        try:
+            read("1")
+        except (CorruptValueError, StorageError):
+            continue
+        raise AssertionError("something was read")
+    refused = True
+    try:
+        stash.dump("1", store.value("new"))
+        refused = False
+    except (CorruptValueError, StorageError):
+        pass
+    assert refused or stash.get("1") == store.value("new"), "what was dumped is not there"
+    if store.database or kind == "work":
+        # The user has said which file it is.
+        assert refused, "a device was replaced"
+        with suppress(StorageError):
+            stash.delete("1")
+        assert all(stat.S_ISCHR(file.lstat().st_mode) for file in files), "a device was replaced"
 
 
 if __name__ == "__main__":

@@ -83,6 +83,8 @@ def cut(kind: str, durability: str, folder: str, count: int, seed: int) -> dict[
                 os._exit(1)
         try:
             for _ in range(count):
+                while max(max(diary[key]) for key in KEYS) <= (turns[-1] if turns else 3):
+                    time.sleep(0.001)
                 time.sleep(chance.uniform(0.05, 0.25))
                 os.kill(writer, signal.SIGSTOP)
                 os.waitpid(writer, os.WUNTRACED)

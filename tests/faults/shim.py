@@ -14,6 +14,7 @@ import os
 import pickle
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
@@ -29,8 +30,8 @@ ROOT = HERE.parents[1]
 
 # As in shim.c.
 KILL, FAIL, SHORT, TEAR = 1, 2, 3, 4
-OPEN, WRITE, SYNC, NAME, REMOVE, CUT = 1, 2, 4, 8, 16, 32
-ALL = OPEN | WRITE | SYNC | NAME | REMOVE | CUT
+OPEN, WRITE, SYNC, NAME, REMOVE, CUT, GROW = 1, 2, 4, 8, 16, 32, 64
+ALL = OPEN | WRITE | SYNC | NAME | REMOVE | CUT | GROW
 
 
 class Mode(NamedTuple):
@@ -43,7 +44,7 @@ class Mode(NamedTuple):
 
 
 #: What takes room on a disk is refused when there is none; deleting is not.
-ROOMY = OPEN | WRITE | SYNC | NAME
+ROOMY = OPEN | WRITE | SYNC | NAME | GROW
 
 MODES = {
     "killed": Mode(KILL),
@@ -100,6 +101,46 @@ def armed(folder: str, at: int, mode: Mode, report: Report) -> Iterator[None]:
         yield
     finally:
         library.shim_disarm()
+
+
+class Entry(NamedTuple):
+    """A call that has changed something; as in ``shim.c``."""
+
+    call: str
+    flags: int
+    at: int
+    size: int
+    name: str
+    data: bytes
+
+
+_ENTRY = struct.Struct("16s5q")
+
+
+class Trace:
+    """What the calls of this process change below a folder, as they come."""
+
+    def __init__(self, folder: str) -> None:
+        self._log = tempfile.TemporaryFile()
+        self._library = ctypes.CDLL(None)
+        self._library.shim_trace(os.fsencode(folder), self._log.fileno())
+
+    def note(self, call: str) -> None:
+        """Put in a call of one's own."""
+        os.write(self._log.fileno(), _ENTRY.pack(call.encode(), 0, 0, 0, 0, 0))
+
+    def stop(self) -> list[Entry]:
+        """Trace no more; return what there was."""
+        self._library.shim_trace(b"", -1)
+        with self._log as log:
+            log.seek(0)
+            return list(_entries(log))
+
+
+def _entries(log: Any) -> Iterator[Entry]:
+    while head := log.read(_ENTRY.size):
+        call, flags, at, length, size, name = _ENTRY.unpack(head)
+        yield Entry(call.rstrip(b"\0").decode(), flags, at, size, os.fsdecode(log.read(name)), log.read(length))
 
 
 def in_a_fork(run: Callable[[], Any]) -> tuple[int, Any]:

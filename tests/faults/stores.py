@@ -14,6 +14,7 @@ from zpersist import (
     IncrementKeyDirectoryStash,
     LmdbStash,
     PersistedWork,
+    ShelveStash,
     SqliteStash,
 )
 from zpersist.stash import CloseableStash
@@ -119,6 +120,8 @@ STORES = {
     ),
 }
 
+#: Those that may lose what they have when a process is killed while it writes; nothing else may be read from them.
+LOSSY = {"shelve": Store(lambda folder: ShelveStash(folder / "data"))}
 
 #: Those of which each key is one register among processes.
 SHARED = ["directory", "spread", "sqlite", "lmdb"]

@@ -11,8 +11,8 @@ import warnings
 
 import pytest
 
-from tests.faults.histories import Crew, broken_keys
-from tests.faults.stores import SHARED, STORES
+from tests.faults.histories import history
+from tests.faults.stores import SHARED
 from zpersist import CacheStash, DirectoryStash
 
 WORKERS, COUNT = 4, 400
@@ -28,38 +28,21 @@ def forks_are_meant():
         yield
 
 
-def history(make, folder, seed, *, kills=6, pauses=6):
+def broken_in(make, folder, seed, *, kills=0, pauses=0, run=lambda function, *arguments: function(*arguments)):
     """Return the keys of which what was seen in one history can't have happened."""
     here = folder / str(seed)
     here.mkdir()
     print(f"seed {seed}")
-    seen = Crew(make, here, seed, workers=WORKERS, count=COUNT).run(kills=kills, pauses=pauses)
-    operations = [operation for key in seen for operation in seen[key]]
-    assert len(operations) >= WORKERS * COUNT
-    assert sum(operation.pending for operation in operations) <= kills
-    assert all(len(of_key) <= 500 for of_key in seen.values())
-    return broken_keys(seen)
+    told = run(history, make, str(here), seed, WORKERS, COUNT, kills, pauses)
+    assert len(told.deaths) == told.pending == kills, "each of those who were killed was in the middle of something"
+    assert told.met, "they meet"
+    return told.broken
 
 
 @pytest.mark.parametrize("seed", [*range(20), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(20, 100))])
 @pytest.mark.parametrize("kind", SHARED)
-def test_what_was_seen_could_have_happened(kind, seed, scratch):
-    assert history(STORES[kind].make, scratch, seed) == [], f"seed {seed}"
-
-
-def test_the_processes_meet_and_die(scratch):
-    # Else the histories above would say nothing.
-    met = []
-    for seed in range(1, 9):
-        crew = Crew(STORES["directory"].make, scratch, seed, workers=WORKERS, count=COUNT)
-        seen = crew.run(kills=8, pauses=0)
-        of_key = sorted(seen["1"], key=lambda operation: operation.called)
-        meet = any(one.returned > other.called for one, other in zip(of_key, of_key[1:], strict=False))
-        met.append((len(crew.logs) - WORKERS, meet))
-        # Where the killer itself gets no turn, some are through before it comes.
-        if met[-1] >= (5, True):
-            break
-    assert any(kills >= 5 and meet for kills, meet in met), "most kills hit a process at work, and they meet"
+def test_what_was_seen_could_have_happened(kind, seed, preloaded, scratch):
+    assert broken_in(kind, scratch, seed, kills=6, pauses=6, run=preloaded.run) == [], f"seed {seed}"
 
 
 # it can fail: stores that are broken on purpose
@@ -112,4 +95,4 @@ BROKEN = {"in place": of(InPlace), "update in two steps": of(Torn), "add in two 
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_store_is_found_out(name, scratch):
-    assert any(history(BROKEN[name], scratch, seed, kills=0, pauses=0) for seed in range(20))
+    assert any(broken_in(BROKEN[name], scratch, seed) for seed in range(20))

@@ -6,15 +6,17 @@ Every store with every limit; the errors are the kernel's own.
 from __future__ import annotations
 
 import os
+import stat
 import subprocess
 import sys
 
 import pytest
 
 from tests.disk import on_a_small_disk
-from tests.faults.limits import LIMITS
+from tests.faults.limits import FULL_DEVICE, LIMITS, on_devices
 from tests.faults.shim import ROOT
 from tests.faults.stores import STORES
+from zpersist.work.level import FileLevel
 
 
 def suffer(program, kind, limit, disk):
@@ -36,6 +38,24 @@ def test_something_runs_out(kind, limit, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.fixture
+def full_device(tmp_path):
+    """Have devices that are full, and may be replaced."""
+    if sys.platform != "linux":
+        pytest.skip("there is no /dev/full")
+    try:
+        os.mknod(tmp_path / "full", stat.S_IFCHR | 0o600, FULL_DEVICE)
+        with pytest.raises(OSError, match="No space"):
+            (tmp_path / "full").write_bytes(b"x")
+    except PermissionError:
+        pytest.skip("NO DEVICES: only root can make them, and not everywhere")
+
+
+@pytest.mark.parametrize("kind", STORES)
+def test_a_full_device_is_in_the_place_of_the_files(kind, full_device, tmp_path):
+    on_devices(kind, tmp_path / "disk")
+
+
 BROKEN = """
 import sys
 from pathlib import Path
@@ -55,3 +75,9 @@ def test_a_writer_in_place_is_found_out(limit, tmp_path):
     done = suffer(["-c", BROKEN], "directory", limit, tmp_path / "disk")
     assert done.returncode != 0
     assert "Error" in done.stderr
+
+
+def test_who_replaces_a_device_is_found_out(full_device, tmp_path, monkeypatch):
+    monkeypatch.setattr(FileLevel, "_refuse_device", lambda level: None)
+    with pytest.raises(AssertionError, match="a device was replaced"):
+        on_devices("work", tmp_path / "disk")

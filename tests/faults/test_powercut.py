@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.shim import ROOT
+from tests.faults.stores import STORES
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -38,7 +39,7 @@ def in_a_namespace(*call):
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("kind", ["directory", "work", "composite", "sqlite"])
+@pytest.mark.parametrize("kind", STORES)
 def test_what_is_acknowledged_survives_power_cuts(kind, scratch):
     print("seed 1")
     told = in_a_namespace("cut", kind, "fsync", str(scratch), CUTS, 1)
@@ -47,19 +48,19 @@ def test_what_is_acknowledged_survives_power_cuts(kind, scratch):
     assert told["turns"] == sorted(set(told["turns"])), "it went on between the cuts"
 
 
-@pytest.mark.parametrize("kind", ["directory", "work", "sqlite"])
+@pytest.mark.parametrize("kind", STORES)
 def test_without_syncs_something_is_lost(kind, scratch):
     # The judge above can fail: these are not promised to survive.
     told = in_a_namespace("cut", kind, "rename", str(scratch), CUTS, 1)
     assert any(told["wrong"])
 
 
-@pytest.mark.parametrize("kind", ["directory", "work", "sqlite"])
+@pytest.mark.parametrize("kind", [kind for kind in STORES if kind != "composite"])
 def test_what_the_kernel_could_not_write_back_is_no_success(kind, scratch):
     told = in_a_namespace("fill", kind, str(scratch))
     assert told["errors"], "the disk was full"
     assert told["kept"] >= 3
     assert told["missing"] == []
     assert told["again"] == [], "a failed fsync is never tried again"
-    if kind != "sqlite":
+    if not STORES[kind].database:
         assert told["failed"], "it was fsync that failed"

@@ -16,7 +16,7 @@ from weakref import WeakSet, WeakValueDictionary
 from zpersist.errors import OutcomeUnknownError, StorageError
 from zpersist.files.paths import identity_of
 from zpersist.forklock import ForkLock
-from zpersist.stores.lmdbfile import LmdbError, lmdb, open_environment, translate
+from zpersist.stores.lmdbfile import LmdbError, lmdb, may_fall_short, open_environment, translate
 
 if TYPE_CHECKING:
     from lmdb import Transaction
@@ -87,6 +87,8 @@ class Environment:
         self._users: WeakSet[User] = WeakSet()
         self._lmdb: lmdb.Environment | None = None
         self._identity: tuple[int, int] | None = None
+        #: Whether what is in memory may not be on the disk, until the file is closed by all.
+        self._doubtful = False
         self.renew_locks()
 
     @classmethod
@@ -159,6 +161,7 @@ class Environment:
         self._users.discard(user)
         if not self._users:
             self.close()
+            self._doubtful = False
 
     def close(self) -> None:
         """Close it for all, with both locks held; the next use opens it again."""
@@ -173,9 +176,19 @@ class Environment:
 
     def commit(self, txn: Transaction[bytes]) -> None:
         """Commit; with :attr:`writing` held."""
+        if self._doubtful:
+            txn.abort()
+            raise StorageError(
+                errno.EIO,
+                "writing to this file has failed, and what is in memory may not be on the disk: look after the disk, "
+                "then close() all stashes in the file",
+                self.file,
+            )
         try:
             txn.commit()
         except LmdbError as err:
+            # The kernel may call clean what it could not write, and LMDB would build on that (see files.atomic).
+            self._doubtful = err.code in (errno.EIO, errno.EROFS) and not may_fall_short(self.file)
             if self._is_lost():
                 with self.reading:
                     self.close()
@@ -188,6 +201,7 @@ class Environment:
         try:
             self._lmdb.sync(True)
         except LmdbError as err:
+            self._doubtful = True
             raise self._unknown(err) from err
 
     def _is_lost(self) -> bool:

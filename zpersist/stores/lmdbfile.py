@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
-from contextlib import suppress
+import resource
 
 try:
     import lmdb
@@ -13,9 +12,19 @@ except ImportError as err:
     raise ImportError("LmdbStash needs lmdb: pip install 'zpersist[lmdb]'") from err
 
 from zpersist.errors import CorruptValueError, StorageError, ZPersistError
-from zpersist.files.atomic import close_quietly, make_directory, storage_error
+from zpersist.files.atomic import close_quietly, make_directory, storage_error, write_file
+from zpersist.files.locks import directory_lock
+from zpersist.files.sweep import sweep
 
-__all__ = ["MAX_DATABASES", "MAX_READERS", "LmdbError", "lmdb", "open_environment", "translate"]
+__all__ = [
+    "MAX_DATABASES",
+    "MAX_READERS",
+    "LmdbError",
+    "lmdb",
+    "may_fall_short",
+    "open_environment",
+    "translate",
+]
 
 LmdbError = lmdb.Error
 
@@ -47,7 +56,7 @@ def open_environment(file: str, map_size: int) -> lmdb.Environment:
     """Open an environment, with a map of at least so many bytes, and made if it is not there."""
     make_directory(os.path.dirname(file))
     try:
-        _make(file)
+        _make(file, map_size)
         opened = lmdb.open(
             file,
             map_size=map_size,
@@ -72,15 +81,15 @@ def open_environment(file: str, map_size: int) -> lmdb.Environment:
     return opened
 
 
-def _make(file: str) -> None:
+def _make(file: str, map_size: int) -> None:
     folder = os.path.dirname(file)
     if os.path.exists(f"{file}/data.mdb"):
         raise _foreign("this is a directory that lmdb.open() made, with subdir=True")
     if os.path.basename(file) == "data.mdb" and os.path.exists(f"{folder}/lock.mdb"):
         # Each would have a lock file of its own, and so no lock at all.
         raise _foreign(f"{folder} is a directory that lmdb.open() made, with subdir=True")
-    with suppress(FileExistsError):
-        os.mknod(file, 0o600 | stat.S_IFREG)
+    if not os.path.exists(file):
+        _make_environment(file, map_size)
     if os.path.isdir(file):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     if not os.access(file, os.R_OK | os.W_OK):
@@ -90,6 +99,20 @@ def _make(file: str) -> None:
 
 def _foreign(what: str) -> OSError:
     return OSError(errno.EINVAL, f"{what}, and an LmdbStash is one file: take another path, and copy() it there")
+
+
+def _make_environment(file: str, map_size: int) -> None:
+    # LMDB would write its first pages in place, and a power cut leave some of them: then nobody can open the file.
+    def place(temporary: str, file: str) -> None:
+        with lmdb.open(temporary, map_size=map_size, subdir=False, lock=False) as made:
+            made.sync(True)
+        os.replace(temporary, file)
+
+    folder = os.path.dirname(file)
+    with directory_lock(folder, shared=False):
+        if not os.path.exists(file):
+            sweep(folder)
+            write_file(file, [b""], place=place)
 
 
 def _make_lock_file(file: str) -> None:
@@ -147,6 +170,11 @@ def translate(err: lmdb.Error, file: str) -> ZPersistError:
         refused = OSError(code, os.strerror(code))
         return storage_error(refused, f"LMDB refused (what was there is untouched): {err}", file)
     return StorageError(_ERRNO.get(type(err), errno.EIO), f"LMDB refused: {err}", file)
+
+
+def may_fall_short(file: str) -> bool:
+    """Return whether there is a reason why a part of a page could not be written: LMDB calls that EIO, too."""
+    return _is_full(file) or resource.getrlimit(resource.RLIMIT_FSIZE)[0] != resource.RLIM_INFINITY
 
 
 def _is_full(file: str) -> bool:

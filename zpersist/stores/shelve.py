@@ -138,7 +138,7 @@ class ShelveStash(CloseableStash[V]):
     # values
 
     def _encode(self, name: str, inst: V) -> bytes:
-        (data,) = pack(self.codec.bound(self._place, name), inst, name, tag=name, out_of_band=False)
+        (data,) = pack(self.codec.bound(self._place, name), inst, name, tag=name, out_of_band=False, place=self._file)
         return bytes(data)
 
     def _decode(self, name: str, data: bytes) -> V:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import stat
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -93,6 +94,7 @@ class FileLevel(Place):
             return MISSING
 
     def check(self) -> None:
+        self._refuse_device()
         if self._mkdir:
             make_directory(self._folder, durability=self._durability)
         elif not os.path.isdir(self._folder):
@@ -103,6 +105,16 @@ class FileLevel(Place):
             raise StorageError(
                 errno.EACCES, "the directory of the work's file can't be written to; change that (chmod)", self._folder
             )
+
+    def _refuse_device(self) -> None:
+        # Root could replace /dev/null by a value, or delete it.
+        try:
+            mode = os.lstat(self.path).st_mode
+        except OSError:
+            # There is nothing, or the next call tells what is wrong.
+            return
+        if stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
+            raise StorageError(errno.ENODEV, "a device stands in the place of the file; choose another path", self.path)
 
     def dump(self, value: object) -> None:
         self._keeps()
@@ -154,6 +166,7 @@ class FileLevel(Place):
         return found.st_dev, found.st_ino, found.st_mtime_ns
 
     def clear(self) -> None:
+        self._refuse_device()
         try:
             os.unlink(self.path)
         except FileNotFoundError:
