@@ -22,7 +22,7 @@ from tests.faults.shim import FAIL, SYNC, Entry, Mode, Report, Trace, armed, in_
 from tests.faults.stores import STORES
 from zpersist import ZPersistError
 from zpersist.stores import lmdbfile
-from zpersist.stores.connection import Connection
+from zpersist.stores.connection import _COLUMNS, Connection
 
 DATABASES = [kind for kind, store in STORES.items() if store.database]
 KEYS = [str(number) for number in range(1, 7)]
@@ -60,7 +60,7 @@ CLOSE = Step(lambda s: s.close(), lambda there: there)
 def hasten(stash: Any) -> None:
     """Let SQLite bring its log into the database every few pages, and so begin the log anew, again and again."""
     if hasattr(stash, "_db"):
-        stash._db.run("PRAGMA wal_autocheckpoint=6")
+        stash._db.read("PRAGMA wal_autocheckpoint=6")
 
 
 HASTEN = Step(hasten, lambda there: there)
@@ -115,7 +115,7 @@ def mostly_synced(db: Any) -> None:
 def opened_by(prepare: Callable[[Any], None]) -> Callable[[pytest.MonkeyPatch], None]:
     def instead(connection: Connection, db: Any) -> None:
         prepare(db)
-        db.execute(connection.schema)
+        db.execute(f'CREATE TABLE IF NOT EXISTS "{connection.table}" {_COLUMNS}')
 
     return lambda patch: patch.setattr(Connection, "_prepare", instead)
 

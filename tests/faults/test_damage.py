@@ -565,14 +565,22 @@ def test_a_cell_whose_bytes_became_text(database):
 
 
 def test_a_cell_with_nothing_in_it(tmp_path):
-    # As a flipped bit leaves it, or a table that another one made.
+    # As a flipped bit leaves it.
+    with SqliteStash(tmp_path / "data.db") as stash:
+        stash.dump("b", 1)
     with sqlite3.connect(tmp_path / "data.db") as db:
+        ((ours,),) = db.execute("SELECT sql FROM sqlite_master WHERE name='stash'").fetchall()
+        db.execute("DROP TABLE stash")
         db.execute("CREATE TABLE stash (key TEXT PRIMARY KEY NOT NULL, value BLOB)")
         db.execute("INSERT INTO stash VALUES ('a', NULL)")
+        db.execute("PRAGMA writable_schema=ON")
+        db.execute("UPDATE sqlite_master SET sql=? WHERE name='stash'", (ours,))
     db.close()
     with SqliteStash(tmp_path / "data.db") as stash:
         for read in READS.values():
             assert is_damage(lambda read=read: read(stash), tmp_path / "data.db")
+        assert [damage.repaired for damage in stash.verify(repair="drop")] == [True]
+        assert list(stash) == []
 
 
 def test_a_key_of_another_kind(database):

@@ -181,7 +181,7 @@ class Connection:
         while True:
             try:
                 self._prepare(db)
-            except StorageError:
+            except ZPersistError:
                 db.close()
                 raise
             except FAULTS as err:
@@ -217,10 +217,13 @@ class Connection:
         db.execute(f'CREATE TABLE IF NOT EXISTS "{self.table}" {_COLUMNS}')
         # SQLite takes capitals for small letters here, and there may be a table or view of somebody else's.
         found = "SELECT name, sql FROM sqlite_master WHERE type IN ('table', 'view') AND name=? COLLATE NOCASE"
-        name, sql = db.execute(found, (self.table,)).fetchone()
+        row = db.execute(found, (self.table,)).fetchone()
+        if row is None:
+            raise CorruptValueError(f"{self.file} is damaged: its schema is in disorder; restore it from a copy")
+        name, sql = row
         if name != self.table:
             raise self._refused(f"the table {self.table!r} would be {name!r}, which is there: capitals don't count")
-        if not sql.endswith(_COLUMNS):
+        if not str(sql).endswith(_COLUMNS):
             raise self._refused(f"the table {name!r} is not one of ours: {sql}")
 
     def _refused(self, why: str) -> StorageError:

@@ -26,6 +26,9 @@ _BATCH = 1000
 _SURELY_SHORT = MAX_KEY_BYTES // 4
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
+# Of a cell as it is; of one with nothing in it, that a flipped bit can leave, no bytes.
+_BYTES = "coalesce(CAST(value AS BLOB), x'')"
+
 
 def _check_table(stash: object, attribute: object, table: object) -> None:
     if not (isinstance(table, str) and table.isascii() and table.isidentifier() and len(table) <= 48):
@@ -142,7 +145,10 @@ class SqliteStash(CellStash[V]):
                 row = db.execute(self._select, (name,)).fetchone()
         except FAULTS as err:
             raise db.translate(err) from err
-        return None if row is None else row[0]
+        if row is None:
+            return None
+        # A flipped bit can leave a cell with nothing in it.
+        return b"" if row[0] is None else row[0]  # type: ignore[no-any-return]
 
     def _cell_is_there(self, name: str) -> bool:
         return bool(self._db.read(self._probe, (name,)))
@@ -154,10 +160,10 @@ class SqliteStash(CellStash[V]):
         return self._db.write(self._insert, (name, data)) > 0
 
     def _cell_swap(self, name: str, old: bytes, new: bytes) -> bool:
-        return self._change("UPDATE $table SET value=? WHERE key=? AND CAST(value AS BLOB)=?", (new, name, old)) > 0
+        return self._change(f"UPDATE $table SET value=? WHERE key=? AND {_BYTES}=?", (new, name, old)) > 0
 
     def _cell_drop(self, name: str, old: bytes) -> bool:
-        return self._change("DELETE FROM $table WHERE key=? AND CAST(value AS BLOB)=?", (name, old)) > 0
+        return self._change(f"DELETE FROM $table WHERE key=? AND {_BYTES}=?", (name, old)) > 0
 
     def delete(self, name: str) -> bool:
         """Remove a key, and return whether it was there."""
