@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickletools
 from collections import deque
 from collections.abc import Callable, Iterator, KeysView
@@ -14,6 +15,8 @@ __all__ = ["QUARANTINE", "Damage", "Repair", "check_repair", "is_damaged", "is_l
 
 #: What holds, beside the values of a stash, what was laid aside.
 QUARANTINE = "quarantine"
+
+_BLANK = b" \t\r\n"
 
 #: What to do with a damaged value: delete it, or lay it aside.
 Repair = Literal["drop", "quarantine"]
@@ -58,13 +61,15 @@ def is_damaged(read: Callable[[], object], raw: Callable[[], bytes]) -> bool:
 
 
 def is_pickle(data: bytes) -> bool:
-    """Return whether bytes are one whole pickle and nothing else; nothing of it is run."""
+    """Return whether bytes are whole pickles, one after the other, and nothing else; nothing of them is run."""
+    stream = io.BytesIO(data)
     try:
-        ((_, _, end),) = deque(pickletools.genops(data), maxlen=1)
+        # Each ends with its first STOP; some end a file with a line feed.
+        while stream.tell() < len(data.rstrip(_BLANK)) or not stream.tell():
+            deque(pickletools.genops(stream), maxlen=0)
     except (ValueError, IndexError, UnicodeError):
         return False
-    # It ends with the first STOP.
-    return (end or 0) + 1 == len(data)
+    return True
 
 
 def verified(

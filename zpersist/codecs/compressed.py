@@ -65,7 +65,8 @@ def _lz4() -> _Method:
             block = data[at : at + _BLOCK] if stream.needs_input else b""
             at += len(block)
             more = stream.decompress(block, max_length=min(_BLOCK, most - len(out)))
-            if not more and not block:
+            # It may have taken what was left of the last block, and give nothing before it gets the next.
+            if not more and not block and not (stream.needs_input and at < len(data)):
                 break
             out += more
         return out, stream.eof and not stream.unused_data and at == len(data)
@@ -182,7 +183,8 @@ class CompressedCodec(Codec):
         view = memoryview(data)
         size = int.from_bytes(view[:_HEAD], "little")
         if len(view) < _HEAD or size > self._most:
-            raise DecodeError(f"it says that it inflates to {size} bytes, more than max_bytes={self._most} allows")
+            raise DecodeError(f"it says that it inflates to {size} bytes, more than max_bytes={self._most} allows: "
+                f"if you trust who wrote it, give a larger one")
         try:
             # One byte more, to see that there is none.
             out, ended = self._method.inflate(view[_HEAD:], size + 1)

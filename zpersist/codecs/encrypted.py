@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 from zpersist.codecs.base import Codec
 from zpersist.codecs.sealed import SealedCodec
 from zpersist.errors import EncodeError, SealError
-
-try:
-    from cryptography.exceptions import InvalidTag
-    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-except ImportError as err:
-    raise ImportError("EncryptedCodec needs cryptography: pip install 'zpersist[encrypted]'") from err
 
 __all__ = ["EncryptedCodec"]
 
@@ -25,6 +20,14 @@ _TAG = 16
 
 #: The most bytes that the package cryptography encrypts in one piece; older versions decrypt no more than that either.
 _MOST = 2**31 - 1
+
+
+def _ciphers(keys: Sequence[bytes]) -> list[Any]:
+    try:
+        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+    except ImportError as err:
+        raise ImportError("EncryptedCodec needs cryptography: pip install 'zpersist[encrypted]'") from err
+    return [AESGCM(key) for key in keys]
 
 
 class EncryptedCodec(SealedCodec):
@@ -70,14 +73,14 @@ class EncryptedCodec(SealedCodec):
 
     def __init__(self, codec: Codec | str | None, key: bytes | Sequence[bytes], *, scope: str | None = None) -> None:
         super().__init__(codec, key, scope=scope)
-        self._ciphers = [AESGCM(one) for one in self._keys]
+        self._ciphers = _ciphers(self._keys)
 
     def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_ciphers": None}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
-        self._ciphers = [AESGCM(one) for one in self._keys]
+        self._ciphers = _ciphers(self._keys)
 
     def seal(self, data: bytes, context: bytes) -> bytes:
         """Return bytes, encrypted, behind their nonce."""
@@ -91,6 +94,8 @@ class EncryptedCodec(SealedCodec):
 
     def unseal(self, data: bytes | bytearray | memoryview, context: bytes) -> bytes:
         """Return what was encrypted."""
+        from cryptography.exceptions import InvalidTag
+
         view = memoryview(data)
         for cipher in reversed(self._ciphers):
             try:

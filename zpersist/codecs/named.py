@@ -50,7 +50,7 @@ def named_codec(name: str) -> Codec:
         return made()  # type: ignore[no-any-return]
     # Their names are read from what the packages say of themselves: nothing is imported for it.
     found = entry_points(group=_GROUP)
-    points = {point.value: point for point in reversed(found) if point.name == name}
+    points = {point.value: point for point in reversed(tuple(found)) if point.name == name}
     if not points:
         known = ", ".join(sorted({*_OURS, *found.names}))
         raise InvalidArgumentError(f"there is no codec {name!r}, but {known}; is its package installed?")

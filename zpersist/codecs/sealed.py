@@ -58,9 +58,16 @@ class SealedCodec(Codec):
     _key_sizes: Sequence[int]
 
     def __init__(self, codec: Codec | str | None, key: bytes | Sequence[bytes], *, scope: str | None = None) -> None:
-        inner = PickleCodec() if codec is None else as_codec(codec)
+        try:
+            inner = PickleCodec() if codec is None else as_codec(codec)
+        except InvalidArgumentError:
+            inner = None
         if not isinstance(inner, Codec):
-            raise InvalidArgumentError(f"codec of {type(self).__name__} must be a codec, not {codec!r}")
+            # Not shown: it may be the secret.
+            raise InvalidArgumentError(
+                f"codec, the first argument of {type(self).__name__}, must be a codec or the name of one, not a "
+                f"{type(codec).__name__} that is none"
+            ) from None
         if scope is not None and not isinstance(scope, str):
             raise InvalidArgumentError(f"scope must be a str or None, not {scope!r}")
         if scope is not None and ("\0" in scope or not _is_writable(scope)):

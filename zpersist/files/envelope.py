@@ -143,7 +143,7 @@ def _pack_buffers(body: bytes, buffers: Sequence[memoryview], name: bytes, label
     return parts
 
 
-def parse(tail: Buffer, size: int, where: str) -> Frame | int:
+def parse(tail: Buffer, size: int, where: str, codec: Codec | None = None) -> Frame | int:
     """Read the trailer.
 
     Parameters
@@ -154,6 +154,8 @@ def parse(tail: Buffer, size: int, where: str) -> Frame | int:
         The length of the whole value.
     where :
         Names the place in errors.
+    codec :
+        What is to read it, if that is known.
 
     Returns
     -------
@@ -166,10 +168,11 @@ def parse(tail: Buffer, size: int, where: str) -> Frame | int:
         The value is empty, cut, damaged, or was not written by zpersist.
     """
     if size < _TRAILER_SIZE:
-        raise CorruptValueError(_foreign(where, f"it has only {size} bytes") if size else _damage(where, "it is empty"))
+        short = f"it has only {size} byte{'s' * (size > 1)}"
+        raise CorruptValueError(_foreign(where, short, tail, codec) if size else _damage(where, "it is empty"))
     frame_hash, magic = _TAIL.unpack_from(tail, len(tail) - _TAIL.size)
     if magic != _MAGIC:
-        raise CorruptValueError(_foreign(where, "it does not end as zpersist ends a value"))
+        raise CorruptValueError(_foreign(where, "it does not end as zpersist ends a value", tail, codec))
     body_length, body_hash, buffers_hash, count, name_length, tag_length, version = _HEAD.unpack_from(
         tail, len(tail) - _TRAILER_SIZE
     )
@@ -202,16 +205,17 @@ def parse(tail: Buffer, size: int, where: str) -> Frame | int:
 
 
 _DAMAGE_REMEDY = "; delete it, or restore it from a copy"
-_FOREIGN_REMEDY = (
-    "; look at it, then delete it, or restore it from a copy; PickleCodec(plain=True) reads pickles of others"
-)
+_FOREIGN_REMEDY = "; look at it, then delete it, or restore it from a copy"
+_PICKLE_REMEDY = "; if it is a pickle of somebody you trust, PickleCodec(plain=True) reads it"
 
 #: What errors of damage end with, for those who know better what helps.
-REMEDIES = (_DAMAGE_REMEDY, _FOREIGN_REMEDY)
+REMEDIES = (_DAMAGE_REMEDY, _FOREIGN_REMEDY + _PICKLE_REMEDY, _FOREIGN_REMEDY)
 
 
-def _foreign(where: str, what: str) -> str:
-    return f"{where} is damaged, or is not zpersist's: {what}{_FOREIGN_REMEDY}"
+def _foreign(where: str, what: str, tail: Buffer, codec: Codec | None) -> str:
+    # Nobody who chose a codec that runs nothing is to be led to one that does.
+    pickled = codec is not None and codec.id == "pickle" and bytes(tail[-2:]).rstrip(b"\n").endswith(b".")
+    return f"{where} is damaged, or is not zpersist's: {what}{_FOREIGN_REMEDY}{_PICKLE_REMEDY * pickled}"
 
 
 def _foreign_value(codec: Codec, data: bytes, where: str) -> Any:
@@ -280,7 +284,7 @@ def unpack(data: bytes, codec: Codec, tag: str, place: str) -> Any:
 def _unpack_closely(data: bytes, codec: Codec, tag: str, where: str) -> Any:
     if codec.plain and data and not data.endswith(_MAGIC):
         return _foreign_value(codec, data, where)
-    frame = parse(data, len(data), where)
+    frame = parse(data, len(data), where, codec)
     if isinstance(frame, int):
         raise CorruptValueError(_damage(where, "its index is cut"))
     try:
@@ -304,11 +308,11 @@ def _pread(fd: int, length: int, offset: int) -> bytes:
     return data
 
 
-def open_frame(fd: int, size: int, where: str) -> Frame:
+def open_frame(fd: int, size: int, where: str, codec: Codec | None = None) -> Frame:
     """Return what the trailer of an open file says."""
     needed = min(size, _TAIL_READ)
     while True:
-        frame = parse(_pread(fd, needed, size - needed), size, where)
+        frame = parse(_pread(fd, needed, size - needed), size, where, codec)
         if isinstance(frame, Frame):
             return frame
         needed = frame
@@ -376,7 +380,7 @@ def read_open(fd: int, path: str, codec: Codec, *, mapped: bool = True, tag: str
             return _foreign_value(codec, _pread(fd, size, 0), path)
         if size <= _WHOLE:
             data = os.read(fd, size)
-            frame = parse(data, len(data), path)
+            frame = parse(data, len(data), path, codec)
             if isinstance(frame, Frame) and not frame.slots:
                 _check(frame, codec, tag, path)
                 return decode(codec, _body(frame, memoryview(data)[: frame.body_length], path), (), path)
@@ -388,7 +392,7 @@ def read_open(fd: int, path: str, codec: Codec, *, mapped: bool = True, tag: str
 
 
 def _read_large(fd: int, size: int, path: str, codec: Codec, mapped: bool, tag: str | None) -> Any:
-    frame = open_frame(fd, size, path)
+    frame = open_frame(fd, size, path, codec)
     _check(frame, codec, tag, path)
     body = _body(frame, _pread(fd, frame.body_length, 0), path)
     if not frame.slots:

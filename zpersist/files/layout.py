@@ -58,7 +58,7 @@ def check_pattern(stash: object, attribute: object, pattern: object) -> None:
 
 def check_fan_out(stash: object, attribute: object, fan_out: object) -> None:
     """Raise unless ``fan_out`` is a number of sub-directories (a validator for attrs)."""
-    if isinstance(fan_out, bool) or fan_out not in _WIDTHS:
+    if type(fan_out) is not int or fan_out not in _WIDTHS:
         raise InvalidArgumentError(f"fan_out must be one of {', '.join(map(str, _WIDTHS))}, not {fan_out!r}")
 
 
