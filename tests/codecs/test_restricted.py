@@ -579,5 +579,5 @@ def test_no_error_advises_to_allow_everything():
         RestrictedPickleCodec([Bound]).dumps(Bound().method)
     assert "give it in" not in str(caught.value)
     numpy = pytest.importorskip("numpy")
-    with pytest.raises(EncodeError, match=r"RestrictedPickleCodec\(numpy=True\) keeps arrays"):
+    with pytest.raises(EncodeError, match=r"RestrictedPickleCodec\(numpy=True\) keeps plain arrays"):
         RestrictedPickleCodec([]).dumps(numpy.arange(3))

@@ -312,7 +312,7 @@ def test_buffers_are_part_of_the_seal(tmp_path, sealed, store):
         (lambda: SignedCodec(None, bytes(65), algorithm="blake2b"), "65 bytes, and must have 16 to 64"),
         (lambda: SignedCodec(None, KEY, algorithm="md5"), "algorithm must be one of hmac-sha256, blake2b, not 'md5'"),
         (lambda: SignedCodec(dict, KEY), "codec of SignedCodec must be a codec"),
-        (lambda: SignedCodec(None, KEY, scope=1), "scope must be a str or None, not 1"),
+        (lambda: SignedCodec(None, KEY, scope=1), "scope must be a str or None, not of type int"),
         (lambda: SignedCodec(None, KEY, scope="a\ud800"), r"scope must have .* no half of a character"),
         (lambda: EncryptedCodec(None, KEY, scope="\ud83d\ude00"), r"scope must have .* no half of a character"),
         (lambda: SignedCodec(None, KEY, scope="a\0b"), "scope must have no zero character"),

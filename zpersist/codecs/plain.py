@@ -64,7 +64,7 @@ _INT = _KINDS[int].apart
 
 def _as_types(types: Iterable[type]) -> tuple[type, ...]:
     if isinstance(types, (str, bytes)) or not isinstance(types, Iterable):
-        raise InvalidArgumentError(f"types must be classes, such as [Point, Color], not {types!r}")
+        raise InvalidArgumentError(f"types must be a list of classes, such as [Point, Color], not {types!r}")
     return tuple(types)
 
 

@@ -42,16 +42,19 @@ def _name_of(thing: Any) -> Name:
 
 def _as_allowed(allowed: Iterable[Any]) -> tuple[Any, ...]:
     if isinstance(allowed, (str, bytes)) or not isinstance(allowed, Iterable):
-        raise InvalidArgumentError(f"allowed must be classes and functions, such as [Point], not {allowed!r}")
+        raise InvalidArgumentError(f"allowed must be a list of classes and functions, such as [Point], not {allowed!r}")
     return tuple(allowed)
 
 
 def _check_allowed(codec: object, attribute: object, allowed: tuple[Any, ...]) -> None:
     for thing in allowed:
         if not isinstance(thing, type) and not isinstance(thing, (FunctionType, BuiltinFunctionType)):
-            what = "the object itself, not its name" if isinstance(thing, str) else "a class or a function"
+            if isinstance(thing, str):
+                raise InvalidArgumentError(
+                    f"allowed must have the classes and functions themselves, no name: {thing!r}"
+                )
             kind = "module" if isinstance(thing, ModuleType) else type(thing).__qualname__
-            raise InvalidArgumentError(f"allowed must have {what}, not the {kind} {thing!r}")
+            raise InvalidArgumentError(f"allowed must have classes and functions, not the {kind} {thing!r}")
         if isinstance(thing, type) and issubclass(thing, Failure):
             raise InvalidArgumentError(
                 "allowed must not have Failure: it loads a pickle of its own; leave it out, for failures are kept "
@@ -91,7 +94,9 @@ def _remedy(name: Name) -> str:
     if name == ("builtins", "getattr"):
         return "a bound method, or what else is found by getattr, can't be; leave it out, or keep the object"
     if name[0].partition(".")[0] == "numpy":
-        return "RestrictedPickleCodec(numpy=True) keeps arrays and scalars"
+        return "RestrictedPickleCodec(numpy=True) keeps plain arrays and scalars, no subclasses of them, no records"
+    if "<" in name[1]:
+        return "it can't be allowed, for it can't be found under this name; leave it out, or define it in a module"
     return "give it in RestrictedPickleCodec(allowed=[…]), or leave it out"
 
 

@@ -65,11 +65,12 @@ class SealedCodec(Codec):
         if not isinstance(inner, Codec):
             # Not shown: it may be the secret.
             raise InvalidArgumentError(
-                f"codec, the first argument of {type(self).__name__}, must be a codec or the name of one, not a "
-                f"{type(codec).__name__} that is none"
+                f"codec of {type(self).__name__} must be a codec or the name of one, not this "
+                f"{type(codec).__qualname__}; the secret is the second argument"
             ) from None
         if scope is not None and not isinstance(scope, str):
-            raise InvalidArgumentError(f"scope must be a str or None, not {scope!r}")
+            # Not shown: it may be the secret.
+            raise InvalidArgumentError(f"scope must be a str or None, not of type {type(scope).__qualname__}")
         if scope is not None and ("\0" in scope or not _is_writable(scope)):
             raise InvalidArgumentError(
                 f"scope must have no zero character and no half of a character (surrogate), not {scope!r}; a name such "
@@ -86,9 +87,11 @@ class SealedCodec(Codec):
         sizes = self._key_sizes
         if not isinstance(keys, Sequence) or not keys or not all(isinstance(one, bytes) for one in keys):
             # Not shown: it is a secret.
+            odd = [one for one in keys if not isinstance(one, bytes)] if isinstance(keys, (list, tuple)) else [key]
+            what = f"not a {type(odd[0]).__qualname__}" if odd else "and here is none"
             raise InvalidArgumentError(
-                f"key of {type(self).__name__} must be bytes, or a list of them with the newest last, not a "
-                f"{type(key).__name__}; secrets.token_bytes(32) makes one"
+                f"key of {type(self).__name__} must be bytes, or a list of them with the newest last, {what}; "
+                f"secrets.token_bytes(32) makes one"
             )
         for one in keys:
             if len(one) not in sizes:

@@ -157,7 +157,7 @@ def translate(err: lmdb.Error, file: str) -> ZPersistError:
         return StorageError(errno.EINVAL, f"not a database, or one of another kind, has this name: {err}", file)
     if isinstance(err, lmdb.DbsFullError):
         what = f"{MAX_DATABASES} databases of the file are open, two for each stash and each kind of notes about it"
-        return StorageError(errno.EMFILE, f"{what}: keep more stashes in another file", file)
+        return StorageError(errno.EMFILE, f"{what}: close() some, or keep more stashes in another file", file)
     if err.code == errno.EBUSY:
         # Otherwise it would wait for itself.
         what = "this thread is in the middle of a write, which a signal handler has interrupted"
