@@ -90,7 +90,7 @@ class EncryptedCodec(SealedCodec):
                 f"keep parts of the value under keys of their own"
             )
         nonce = os.urandom(_NONCE)
-        return nonce + self._ciphers[-1].encrypt(nonce, data, context)
+        return nonce + bytes(self._ciphers[-1].encrypt(nonce, data, context))
 
     def unseal(self, data: bytes | bytearray | memoryview, context: bytes) -> bytes:
         """Return what was encrypted."""
@@ -99,7 +99,7 @@ class EncryptedCodec(SealedCodec):
         view = memoryview(data)
         for cipher in reversed(self._ciphers):
             try:
-                return cipher.decrypt(view[:_NONCE], view[_NONCE:], context)
+                return bytes(cipher.decrypt(view[:_NONCE], view[_NONCE:], context))
             except (InvalidTag, ValueError, OverflowError):
                 continue
         raise SealError("none of the keys opens it: it was changed, belongs elsewhere, or has another key")

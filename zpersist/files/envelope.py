@@ -197,11 +197,11 @@ def parse(tail: Buffer, size: int, where: str, codec: Codec | None = None) -> Fr
     if body_length > (slots[0][0] if slots else end):
         raise CorruptValueError(_damage(where, "its body is longer than the value"))
     try:
-        codec = bytes(tail[names : names + name_length]).decode("ascii")
+        writer = bytes(tail[names : names + name_length]).decode("ascii")
         tag = bytes(tail[names + name_length : names + name_length + tag_length]).decode("utf-8")
     except UnicodeDecodeError as err:
         raise CorruptValueError(_damage(where, "the names in its index are none")) from err
-    return Frame(codec, tag, body_length, body_hash, buffers_hash, slots)
+    return Frame(writer, tag, body_length, body_hash, buffers_hash, slots)
 
 
 _DAMAGE_REMEDY = "; delete it, or restore it from a copy"
