@@ -241,7 +241,7 @@ def test_what_waits_and_is_somebody_elses_is_damage(tmp_path):
     other = make(tmp_path / "other")
     other[LONG + "0"] = whole("other")
     shutil.copy(next((tmp_path / "other/data/comp/left").iterdir()), waiting)
-    with pytest.raises(CorruptValueError, match="it holds the value of"):
+    with pytest.raises(CorruptValueError, match="is the value of '7777"):
         make(tmp_path)[LONG]
 
 
