@@ -59,6 +59,9 @@ if TYPE_CHECKING:
         MigrationError as MigrationError,
     )
     from zpersist.errors import (
+        MisplacedValueError as MisplacedValueError,
+    )
+    from zpersist.errors import (
         MissingDataKeysError as MissingDataKeysError,
     )
     from zpersist.errors import (
@@ -241,6 +244,7 @@ __all__ = [
     "LmdbStash",
     "Migration",
     "MigrationError",
+    "MisplacedValueError",
     "MissingDataKeysError",
     "MissingKeyError",
     "MsgpackCodec",
@@ -313,7 +317,7 @@ _HOMES = {
     "errors": (
         "CodecError CodecMismatchError CorruptValueError DeallocatedError DecodeError EncodeError "
         "FormatVersionError InvalidArgumentError InvalidDelegateError InvalidKeyError ItemTimeoutError MigrationError "
-        "MissingDataKeysError MissingKeyError NotPickleableError OutcomeUnknownError OwnerError "
+        "MisplacedValueError MissingDataKeysError MissingKeyError NotPickleableError OutcomeUnknownError OwnerError "
         "PersistableError ReadOnlyError SealError StorageError UnsupportedOperationError WorkNameError "
         "WorkerDiedError ZPersistError"
     ),

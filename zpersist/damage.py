@@ -11,10 +11,24 @@ from typing import Any, Literal, NamedTuple
 from zpersist.errors import CorruptValueError, InvalidArgumentError, ZPersistError
 from zpersist.progress import Progress
 
-__all__ = ["QUARANTINE", "Damage", "Repair", "check_repair", "is_damaged", "is_lost", "is_pickle", "verified"]
+__all__ = [
+    "QUARANTINE",
+    "Damage",
+    "Repair",
+    "check_repair",
+    "is_damaged",
+    "is_lost",
+    "is_pickle",
+    "named_aside",
+    "no_key",
+    "verified",
+]
 
 #: What holds, beside the values of a stash, what was laid aside.
 QUARANTINE = "quarantine"
+
+# Of the bytes that are no key, so many name what was laid aside.
+_MOST_NAMED = 80
 
 _BLANK = b" \t\r\n"
 
@@ -60,13 +74,28 @@ def is_damaged(read: Callable[[], object], raw: Callable[[], bytes]) -> bool:
     return False
 
 
+def no_key(place: str, key: bytes | str | None, file: str) -> CorruptValueError:
+    """Return the error that says that something in a database stands where a key should."""
+    return CorruptValueError(
+        f"{file} is damaged, or others write to it: {place} {key!r} is no key; "
+        f"verify(repair='quarantine') lays it aside"
+    )
+
+
+def named_aside(key: bytes) -> str:
+    """Return the name of what is laid aside and has no key."""
+    return f"no key {key[:_MOST_NAMED]!r}"
+
+
 def is_pickle(data: bytes) -> bool:
     """Return whether bytes are whole pickles, one after the other, and nothing else; nothing of them is run."""
     stream = io.BytesIO(data)
     try:
         # Each ends with its first STOP; some end a file with a line feed.
         while stream.tell() < len(data.rstrip(_BLANK)) or not stream.tell():
-            deque(pickletools.genops(stream), maxlen=0)
+            if len(deque(pickletools.genops(stream), maxlen=2)) < 2:
+                # A STOP with nothing before it.
+                return False
     except (ValueError, IndexError, UnicodeError):
         return False
     return True

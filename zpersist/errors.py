@@ -18,6 +18,7 @@
     │   └── CodecMismatchError (ValueError)    written by another codec than the one configured
     ├── CorruptValueError (ValueError)         empty, cut, flipped, or not ours
     │   ├── FormatVersionError                 written by a newer zpersist
+    │   ├── MisplacedValueError                whole, but the value of another key
     │   └── SealError                          not signed or encrypted by who has the key
     ├── StorageError (OSError)                 the disk, the database or the permission said no
     │   └── OutcomeUnknownError                it can't be known whether the write happened
@@ -47,6 +48,7 @@ __all__ = [
     "InvalidKeyError",
     "ItemTimeoutError",
     "MigrationError",
+    "MisplacedValueError",
     "MissingDataKeysError",
     "MissingKeyError",
     "NotPickleableError",
@@ -144,6 +146,10 @@ class CorruptValueError(ZPersistError, ValueError):
 
 class FormatVersionError(CorruptValueError):
     """A value in a newer format than this version of zpersist reads."""
+
+
+class MisplacedValueError(CorruptValueError):
+    """A value that lies under another key than the one that was written with it: somebody has moved it."""
 
 
 class SealError(CorruptValueError):

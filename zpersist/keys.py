@@ -14,7 +14,16 @@ from hashlib import blake2b
 
 from zpersist.errors import InvalidKeyError
 
-__all__ = ["MAX_KEY_BYTES", "check_key", "check_str_key", "digest", "from_file_name", "is_digested", "to_file_name"]
+__all__ = [
+    "MAX_KEY_BYTES",
+    "check_key",
+    "check_str_key",
+    "digest",
+    "from_file_name",
+    "is_digested",
+    "key_in",
+    "to_file_name",
+]
 
 #: The longest key, in bytes of UTF-8.
 MAX_KEY_BYTES = 1024
@@ -72,6 +81,14 @@ def check_str_key(name: object) -> str:
                 f"key {name[:40]!r}… has {size} bytes, the most is {MAX_KEY_BYTES}; use a digest of it as the key"
             )
     return name
+
+
+def key_in(raw: bytes | str) -> str | None:
+    """Return the key that stands in a database so; ``None`` if it is none."""
+    try:
+        return check_str_key(raw if isinstance(raw, str) else raw.decode())
+    except (UnicodeDecodeError, InvalidKeyError):
+        return None
 
 
 def check_key(name: object) -> None:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from zpersist.chunking import chunks
 from zpersist.damage import is_lost
-from zpersist.errors import InvalidDelegateError, MigrationError, ZPersistError
+from zpersist.errors import InvalidDelegateError, MigrationError, MisplacedValueError, ZPersistError
 from zpersist.progress import Progress
 from zpersist.sameness import is_same
 from zpersist.stash import MISSING, Stash
@@ -149,7 +149,7 @@ def _is_kept(target: Stash[Any], name: str, value: object) -> bool:
     try:
         kept = target._fetch(name)
     except ZPersistError as err:
-        if is_lost(err):
+        if is_lost(err) or isinstance(err, MisplacedValueError):
             return False
         raise
     return is_same(value, kept)

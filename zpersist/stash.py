@@ -284,8 +284,8 @@ class Stash(ABC, Generic[V]):
             Show a progress bar.
         repair :
             ``"drop"``: delete what nobody can read any more; ``"quarantine"``: lay it aside, in a place beside the
-            values that ``clear`` leaves alone.  What another codec, key or version of zpersist may read, and a plain
-            pickle, is told, and left.
+            values that ``clear`` leaves alone.  What another codec, key or version of zpersist may read, a plain
+            pickle, and a whole value that lies under another key than its own, is told, and left.
 
         Returns
         -------

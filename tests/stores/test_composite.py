@@ -5,10 +5,12 @@ Checks are functions, so that the controls at the end can run them on composites
 
 from __future__ import annotations
 
+import copy
 import itertools
 import multiprocessing
 import os
 import pickle
+import resource
 import shutil
 import signal
 from contextlib import nullcontext, suppress
@@ -26,6 +28,7 @@ from zpersist import (
     FormatVersionError,
     InvalidArgumentError,
     MissingDataKeysError,
+    SignedCodec,
     StorageError,
 )
 from zpersist.damage import is_lost
@@ -238,7 +241,7 @@ def test_what_waits_and_is_somebody_elses_is_damage(tmp_path):
     other = make(tmp_path / "other")
     other[LONG + "0"] = whole("other")
     shutil.copy(next((tmp_path / "other/data/comp/left").iterdir()), waiting)
-    with pytest.raises(CorruptValueError, match="it holds the value of"):
+    with pytest.raises(CorruptValueError, match="is the value of '7777"):
         make(tmp_path)[LONG]
 
 
@@ -306,7 +309,182 @@ def test_what_is_no_object_of_a_composite(tmp_path):
     assert DirectoryStash(tmp_path / "data/inst")["1"] == "text"
 
 
+def limited(act):
+    """Have a process run something while no file may have more than a few bytes; return what it raises."""
+    told = fork.SimpleQueue()
+
+    def work():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+        try:
+            act()
+        except Exception as err:
+            told.put(type(err))
+        else:
+            told.put(None)
+
+    child = fork.Process(target=work)
+    child.start()
+    kind = told.get()
+    child.join()
+    child.close()
+    return kind
+
+
+def check_what_waits_for_others(path):
+    make(path)["1"] = whole("old")
+    cut_short(path, "1", whole("new"), COMMITTED)
+    other = make(path, codec=DillCodec())
+    assert limited(lambda: other.dump("1", whole("other"))) in (CodecMismatchError, StorageError)
+    assert make(path)["1"] == whole("new")
+    with pytest.raises(CodecMismatchError) as caught:
+        other["1"] = whole("other")
+    assert "or delete it" in caught.value.__notes__[0]
+    assert make(path)["1"] == whole("new")
+
+
+def test_what_waits_for_an_object_that_others_can_read_is_not_written_over(tmp_path):
+    check_what_waits_for_others(tmp_path)
+    other = make(tmp_path, codec=DillCodec())
+    make(tmp_path)["2"] = whole("two")
+    other["1"] = whole("other")
+    assert other["1"] == whole("other")
+
+
+def test_what_waits_for_an_object_that_nobody_can_read_is_written_over(tmp_path):
+    make(tmp_path)["1"] = whole("old")
+    cut_short(tmp_path, "1", whole("new"), COMMITTED)
+    flip(tmp_path / "data/inst/1.dat")
+    make(tmp_path)["1"] = whole("newest")
+    assert make(tmp_path)["1"] == whole("newest")
+    assert [name for name in files_in(tmp_path / "data") if ".+" in name] == []
+
+
+SHAPES = {
+    "five": (1, 2, 3, 4, 5),
+    "no names": (None, "parts", False, [1], {}),
+    "no tokens": (None, "parts", False, [], {"left": 1, "right": 2}),
+    "four": (1, 2, 3, 4),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_tuple_that_is_no_object(tmp_path, shape):
+    stash = make(tmp_path)
+    stash["1"] = whole("old")
+    DirectoryStash(tmp_path / "data/inst")["1"] = SHAPES[shape]
+    with pytest.raises(DecodeError, match="holds no object of a composite"):
+        stash["1"]
+    assert [(type(damage.error), damage.repaired) for damage in stash.verify(repair="drop")] == [(DecodeError, False)]
+    stash["1"] = whole("new")
+    assert stash["1"] == whole("new")
+
+
+@pytest.mark.parametrize("part", [7, None, [1]])
+def test_a_tuple_that_is_no_group(tmp_path, part):
+    stash = make(tmp_path)
+    stash["1"] = whole("old")
+    token = DirectoryStash(tmp_path / "data/comp/left")["1"][0]
+    DirectoryStash(tmp_path / "data/comp/left")["1"] = (token, part)
+    with pytest.raises(DecodeError, match="holds no group of a composite"):
+        stash["1"]
+    assert [type(damage.error) for damage in stash.verify()] == [DecodeError]
+
+
+class Closed:
+    """Has an attribute that can't be set."""
+
+    __slots__ = ()
+
+    @property
+    def parts(self):
+        return {"left": 1, "right": 2}
+
+
+class Unique:
+    """Can't be copied."""
+
+    def __init__(self):
+        self.parts = {"left": 1, "right": 2}
+
+    def __copy__(self):
+        raise RuntimeError("there is only one")
+
+
+ODD = {
+    "no attribute": (object(), "the attribute 'parts' of the object is not there; set it to a dict"),
+    "nothing": (SimpleNamespace(parts=None), "the attribute 'parts' of the SimpleNamespace is a NoneType; set it"),
+    "a list": (SimpleNamespace(parts=[1]), "is a list"),
+    "closed": (Closed(), "can't be set .*; make it a plain attribute of Closed"),
+    "unique": (Unique(), "copy.copy.* of the Unique.* has failed .RuntimeError: there is only one.; give it"),
+}
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_what_can_not_be_taken_apart(tmp_path, odd):
+    stash = make(tmp_path)
+    stash["1"] = whole("old")
+    inst, text = ODD[odd]
+    with pytest.raises(InvalidArgumentError, match=text) as caught:
+        stash["1"] = inst
+    assert "'1'" in str(caught.value)
+    assert str(tmp_path) in str(caught.value)
+    assert stash["1"] == whole("old")
+
+
+class Opened:
+    def __init__(self):
+        self.parts = {"left": 1, "right": 2}
+
+
+def test_an_attribute_that_can_not_be_set_any_more(tmp_path, monkeypatch):
+    stash = make(tmp_path)
+    stash["1"] = Opened()
+    monkeypatch.setattr(Opened, "parts", property(lambda self: {}), raising=False)
+    with pytest.raises(DecodeError, match="the attribute 'parts' of '1' in .* can't be set"):
+        stash["1"]
+
+
+# paths
+
+
+def test_a_relative_path_stays_where_it_was(tmp_path, monkeypatch):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "one")
+    stash = DirectoryCompositeStash("data", LEFT_RIGHT, "parts")
+    stash["1"] = whole("old")
+    monkeypatch.chdir(tmp_path / "two")
+    for twin in (pickle.loads(pickle.dumps(stash)), copy.copy(stash), copy.deepcopy(stash)):
+        assert dict(twin) == {"1": whole("old")}
+        twin["1"] = whole("old")
+    assert list(tmp_path.joinpath("two").iterdir()) == []
+
+
+def test_what_is_sealed_is_read_by_a_link(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    codec = SignedCodec(None, bytes(32))
+    make(tmp_path / "real", codec=codec)["1"] = whole("old")
+    assert make(tmp_path / "link", codec=codec)["1"] == whole("old")
+    make(tmp_path / "link", codec=codec)["1"] = whole("new")
+    assert make(tmp_path / "real", codec=codec)["1"] == whole("new")
+
+
 # repairs
+
+
+@pytest.mark.parametrize("repair", ["drop", "quarantine"])
+@pytest.mark.parametrize("what", [os.mkfifo, lambda path: os.symlink("nothing", path)], ids=["pipe", "link"])
+def test_what_is_no_file_in_the_place_of_a_group(tmp_path, what, repair):
+    stash = make(tmp_path)
+    stash.dump_many({"1": whole("old"), "2": whole("other")})
+    path = tmp_path / "data/comp/right/1.dat"
+    path.unlink()
+    what(path)
+    assert [(damage.key, damage.repaired) for damage in stash.verify(repair=repair)] == [("1", True)]
+    assert dict(stash) == {"2": whole("other")}
+    assert not os.path.lexists(path)
 
 
 def file_of(path, folder):
@@ -655,6 +833,7 @@ BROKEN = {
         lambda path: check_orphans(path, "drop"),
     ),
     "old first": (GroupStash, "of_dump", first_that_can_be_read, lambda path: check_old_damage(path, flip)),
+    "discarded": (Groups, "waits", lambda groups, name: False, check_what_waits_for_others),
     "uncleared": (Groups, "clear", lambda groups: None, lambda path: check_clear(path, 0)),
     "stale groups": (Groups, "written", lambda groups: iter(groups.by_name.values()), check_other_groups),
     "any groups": (DirectoryCompositeStash, "_check_settings", lambda *args: None, check_other_attribute),

@@ -27,6 +27,7 @@ from zpersist import (
     CorruptValueError,
     DictionaryStash,
     FactoryStash,
+    FormatVersionError,
     InvalidArgumentError,
     LmdbStash,
     LRUCacheStash,
@@ -37,7 +38,8 @@ from zpersist import (
     ZPersistError,
     fill,
 )
-from zpersist.stores import environment, lmdbfile, pages
+from zpersist.files import envelope
+from zpersist.stores import environment, lmdbfile, longkeys, pages
 from zpersist.stores.environment import Environment
 from zpersist.testing.reading import in_child, in_threads
 
@@ -1124,6 +1126,29 @@ def check_strays(path, key, database, repair):
 @pytest.mark.parametrize("kind", STRAYS)
 def test_what_is_no_key_is_told_and_put_out_of_the_way(tmp_path, kind, repair):
     check_strays(tmp_path, *STRAYS[kind], repair)
+
+
+@pytest.mark.parametrize("repair", ["drop", "quarantine"])
+def test_records_of_long_keys_that_others_can_read_are_told_and_left(tmp_path, monkeypatch, repair):
+    with small(tmp_path) as stash:
+        stash["a"] = 1
+        with monkeypatch.context() as newer:
+            newer.setattr(envelope, "FORMAT_VERSION", 2)
+            stash["k" * 600] = "newer"
+        with monkeypatch.context() as other:
+            other.setattr(longkeys._RecordCodec, "id", "another")
+            stash["l" * 600] = "another"
+        stash._table.put(b"b", b"damaged")
+        found = [(damage.key, type(damage.error), damage.repaired) for damage in stash.verify(repair=repair)]
+        assert found == [
+            ("b", CorruptValueError, True),
+            (None, FormatVersionError, False),
+            (None, CodecMismatchError, False),
+        ]
+        monkeypatch.setattr(envelope, "FORMAT_VERSION", 2)
+        assert stash["k" * 600] == "newer"
+        monkeypatch.setattr(longkeys._RecordCodec, "id", "another")
+        assert stash["l" * 600] == "another"
 
 
 def test_who_looks_at_keys_only_finds_no_strays(tmp_path, monkeypatch):

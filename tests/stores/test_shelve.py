@@ -93,8 +93,48 @@ def test_keys_that_only_the_standard_library_takes(tmp_path):
     with standard.open(str(tmp_path / "shelf")) as shelf:
         shelf.update({"": 1, "x" * 2000: 2, "good": 3})
     stash = ShelveStash(tmp_path / "shelf")
-    assert {damage.key for damage in stash.verify(repair="drop")} == {"", "x" * 2000, "good"}
+    found = list(stash.verify(repair="drop"))
+    assert [damage.key for damage in found] == ["good", None, None]
+    assert not any(damage.repaired for damage in found)
     assert len(stash) == 3
+
+
+NO_KEYS = {"no text": b"\xff\xfe", "nothing": b"", "too long": b"x" * 2000}
+
+
+@pytest.mark.parametrize("repair", [None, "drop", "quarantine"])
+@pytest.mark.parametrize("key", NO_KEYS)
+def test_what_is_no_key_is_told_and_put_out_of_the_way(shelf, key, repair):
+    raw = NO_KEYS[key]
+    shelf.dump_many({"a": 1, "b": [2]})
+    with shelf._opened() as db:
+        db[raw] = b"foreign"
+    for use in (shelf.keys, shelf.items, shelf.scan):
+        with pytest.raises(CorruptValueError, match="is no key; verify.repair='quarantine'. lays it aside") as caught:
+            list(use())
+        assert str(shelf.path) in str(caught.value)
+        assert repr(raw)[:60] in str(caught.value)
+    (damage,) = shelf.verify(repair=repair)
+    assert (damage.key, damage.repaired) == (None, repair is not None)
+    assert repr(raw)[:60] in str(damage.error)
+    assert shelf.load_many("ab") == {"a": 1, "b": [2]}
+    assert (len(shelf), bool(shelf)) == (3 if repair is None else 2, True)
+    if repair is not None:
+        assert list(shelf.verify(progress=True)) == []
+        assert dict(shelf) == {"a": 1, "b": [2]}
+    if repair == "quarantine":
+        with shelf._companion("quarantine")._opened() as db:
+            assert [(name, db[name]) for name in db.keys()] == [(f"no key {raw[:80]!r}".encode(), b"foreign")]
+
+
+def test_what_is_sealed_is_read_by_a_link(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    codec = SignedCodec(None, KEY)
+    stash, other = (ShelveStash(tmp_path / name / "shelf", codec=codec) for name in ("real", "link"))
+    stash["a"] = 1
+    stash._companion("journal")["b"] = 2
+    assert (other["a"], other._companion("journal")["b"]) == (1, 2)
 
 
 # beside a shelf

@@ -229,6 +229,32 @@ def test_what_is_no_key_is_told_and_put_out_of_the_way(tmp_path, kind, repair):
     check_strays(tmp_path / "data.db", *STRAYS[kind], repair)
 
 
+@pytest.mark.parametrize("repair", ["drop", "quarantine"])
+@pytest.mark.parametrize("row", ["x'ff', NULL", "NULL, x'78'", "NULL, NULL"])
+def test_a_row_that_lacks_its_key_or_value_is_put_out_of_the_way(tmp_path, row, repair):
+    path = tmp_path / "data.db"
+    with SqliteStash(path) as stash:
+        stash["a"] = 1
+    with closing(sqlite3.connect(path)) as db:
+        # As a flipped bit leaves it, that SQLite does not look for.
+        ((sql,),) = db.execute("SELECT sql FROM sqlite_master WHERE name='stash'")
+        schema = "UPDATE sqlite_master SET sql=? WHERE name='stash'"
+        db.execute("PRAGMA writable_schema=ON")
+        db.execute(schema, (sql.replace(" NOT NULL", ""),))
+        db.commit()
+    with closing(sqlite3.connect(path)) as db:
+        db.execute(f"INSERT INTO stash VALUES ({row})")
+        db.execute("PRAGMA writable_schema=ON")
+        db.execute(schema, (sql,))
+        db.commit()
+    with SqliteStash(path) as stash:
+        assert [(damage.key, damage.repaired) for damage in stash.verify()] == [(None, False)]
+        assert [(damage.key, damage.repaired) for damage in stash.verify(repair=repair)] == [(None, True)]
+        assert list(stash.verify()) == []
+        assert (dict(stash), len(stash)) == ({"a": 1}, 1)
+        assert len(list(stash._companion("quarantine").keys())) == (repair == "quarantine")
+
+
 def test_who_looks_at_keys_only_finds_no_strays(tmp_path, monkeypatch):
     monkeypatch.setattr(SqliteStash, "_cell_names", lambda self, stray: iter(["a", "z"]))
     with pytest.raises(ValueError, match="not enough values"):

@@ -23,6 +23,7 @@ from zpersist import (
     FormatVersionError,
     InvalidArgumentError,
     LmdbStash,
+    MisplacedValueError,
     PickleCodec,
     ReadOnlyDelegateStash,
     ReadOnlyError,
@@ -33,6 +34,8 @@ from zpersist import (
     UnionStash,
     UnsupportedOperationError,
 )
+from zpersist import damage as damage_module
+from zpersist.stash import COMPANIONS
 
 LONG = "long " * 100
 
@@ -180,6 +183,53 @@ def test_what_another_one_may_read_is_told_and_left(tmp_path, kind, repair):
     store.stash.close()
 
 
+def damage_of(stash, repair):
+    (damage,) = stash.verify(repair=repair)
+    assert type(damage.error) is MisplacedValueError
+    return damage
+
+
+@pytest.mark.parametrize("repair", ["drop", "quarantine"])
+def test_a_whole_value_under_another_key_is_told_and_left(tmp_path, kind, repair):
+    store = kind(tmp_path)
+    store.stash.dump_many({"alpha": "precious", LONG: "too", "other": 0})
+    whole = {}
+    store.change(LONG, lambda data: whole.setdefault("data", data))
+    store.change("other", lambda data: whole["data"])
+    damage = damage_of(store.stash, repair)
+    assert (damage.key, damage.repaired) == ("other", False)
+    with pytest.raises(MisplacedValueError, match=r"is the value of 'long .*, and was moved; move it back to its key"):
+        store.stash["other"]
+    kept = []
+    store.change("other", lambda data: kept.append(data) or data)
+    assert kept == [whole["data"]]
+    store.stash["other"] = 1
+    assert list(store.stash.verify()) == []
+    store.stash.close()
+
+
+@pytest.mark.parametrize("repair", ["drop", "quarantine"])
+@pytest.mark.parametrize("fan_out", [0, 16])
+@pytest.mark.parametrize(("one", "other"), [("a", LONG), (LONG, LONG + "b")])
+def test_a_file_that_was_renamed_is_told_and_left(tmp_path, repair, fan_out, one, other):
+    stash = DirectoryStash(tmp_path, fan_out=fan_out)
+    stash[one] = "precious"
+    path = stash.key_to_path(other)
+    path.parent.mkdir(exist_ok=True)
+    stash.key_to_path(one).rename(path)
+    damage = damage_of(stash, repair)
+    assert (damage.key, damage.repaired) == (None, False)
+    assert "move it back to its key" in str(damage.error)
+    path.rename(stash.key_to_path(one))
+    assert dict(stash) == {one: "precious"}
+
+
+def test_who_takes_a_value_of_another_key_for_lost_is_found_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(damage_module, "is_lost", lambda err: isinstance(err, CorruptValueError))
+    with pytest.raises(AssertionError):
+        test_a_whole_value_under_another_key_is_told_and_left(tmp_path, Files, "drop")
+
+
 def test_a_wrong_key_is_no_reason_to_delete_all(tmp_path, kind):
     store = kind(tmp_path, codec=SignedCodec(None, bytes(32)))
     store.stash.dump_many({"a": 1, "b": 2})
@@ -310,6 +360,31 @@ def test_a_value_that_was_mended_meanwhile_stays(tmp_path, kind):
     assert [damage.repaired for damage in store.stash.verify(repair="drop")] == [False]
     assert store.stash["a"] == "mended"
     store.stash.close()
+
+
+LONGEST = {
+    "table": lambda path, name: SqliteStash(path / "data.db", table=name),
+    "database": lambda path, name: LmdbStash(path / "data.lmdb", database=name),
+}
+
+
+@pytest.mark.parametrize(("what", "most"), [("table", 48), ("database", 200)])
+def test_the_longest_name_has_room_for_what_is_beside(tmp_path, what, most):
+    make, name = LONGEST[what], "t" * most
+    with make(tmp_path, name) as stash:
+        stash["a"] = 1
+        stash._cell_set("a", b"damaged")
+        assert [damage.repaired for damage in stash.verify(repair="quarantine")] == [True]
+        with make(tmp_path, f"{name}__quarantine") as aside:
+            assert list(aside.keys()) == ["a"]
+            for purpose in COMPANIONS:
+                stash._companion(purpose)["b"] = 2
+            stash.clear()
+            assert [len(stash._companion(purpose)) for purpose in COMPANIONS] == [0, 0]
+            assert list(aside.keys()) == ["a"]
+    for wrong in ("t" * (most + 1), f"{name}t__quarantine", f"{name}__quarantine__quarantine", f"{name}__notes"):
+        with pytest.raises(InvalidArgumentError, match=f"{what} must be .*, at most {most} "):
+            make(tmp_path, wrong)
 
 
 def test_progress(tmp_path, capsys):

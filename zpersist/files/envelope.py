@@ -30,6 +30,7 @@ from zpersist.errors import (
     CorruptValueError,
     DecodeError,
     FormatVersionError,
+    MisplacedValueError,
     StorageError,
 )
 from zpersist.files.atomic import READ_FLAGS, Buffer, close_quietly, storage_error
@@ -43,6 +44,7 @@ __all__ = [
     "Frame",
     "WrongTagError",
     "looks_whole",
+    "misplaced",
     "open_frame",
     "pack",
     "parse",
@@ -235,6 +237,14 @@ class WrongTagError(Exception):
     """A value has another tag than the one expected; it was not decoded."""
 
 
+def misplaced(where: str, tag: str) -> MisplacedValueError:
+    """Return the error that says whose value lies in a place."""
+    whose = repr(tag) if tag else "another key"
+    return MisplacedValueError(
+        f"{where} is the value of {whose}, and was moved; move it back to its key, delete it, or restore it from a copy"
+    )
+
+
 def _check(frame: Frame, codec: Codec, tag: str | None, where: str) -> None:
     if tag is not None and frame.tag != tag:
         raise WrongTagError(frame.tag)
@@ -290,7 +300,7 @@ def _unpack_closely(data: bytes, codec: Codec, tag: str, where: str) -> Any:
     try:
         _check(frame, codec, tag, where)
     except WrongTagError as err:
-        raise CorruptValueError(_damage(where, f"it is the value of {frame.tag!r}")) from err
+        raise misplaced(where, frame.tag) from err
     view = memoryview(data)
     checked = _body(frame, view[: frame.body_length], where)
     buffers = _slices(frame, view, where)

@@ -27,7 +27,7 @@ from zpersist.files.atomic import (
     sync_directory,
     write_file,
 )
-from zpersist.files.envelope import open_frame
+from zpersist.files.envelope import misplaced, open_frame
 from zpersist.keys import SURELY_PLAIN, from_file_name, is_digested, to_file_name
 
 __all__ = ["HOUSE", "PLACE", "Layout", "check_fan_out", "check_pattern"]
@@ -160,7 +160,7 @@ class Layout:
     def _check_tag_in(self, path: str) -> str | None:
         key = self._tag_in(path)
         if key is not None and (not key or os.path.basename(self.path(key)) != os.path.basename(path)):
-            raise CorruptValueError(f"{path} is damaged: its name is not that of the key in it, {key!r}; delete it")
+            raise misplaced(f"{path}, whose name is not that of the key in it,", key)
         return key
 
     def _tag_in(self, path: str) -> str | None:

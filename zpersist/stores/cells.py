@@ -13,24 +13,43 @@ from typing import Any, NamedTuple, TypeVar
 from attrs import define, field, setters
 
 from zpersist.codecs import Codec, PickleCodec, as_codec, check_codec
-from zpersist.damage import QUARANTINE, Damage, Repair, check_repair, is_damaged, is_pickle, verified
-from zpersist.errors import CorruptValueError, InvalidKeyError
+from zpersist.damage import (
+    QUARANTINE,
+    Damage,
+    Repair,
+    check_repair,
+    is_damaged,
+    is_lost,
+    is_pickle,
+    named_aside,
+    no_key,
+    verified,
+)
+from zpersist.errors import CorruptValueError, InvalidArgumentError, ZPersistError
 from zpersist.files.atomic import Durability, check_durability
 from zpersist.files.envelope import pack, unpack
 from zpersist.files.locks import Claims, KeyLocks
 from zpersist.files.paths import as_path
 from zpersist.forklock import ForkLock
-from zpersist.keys import MAX_KEY_BYTES, check_str_key
-from zpersist.stash import MISSING, CloseableStash, Missing, native
+from zpersist.keys import MAX_KEY_BYTES, check_str_key, key_in
+from zpersist.stash import COMPANIONS, MISSING, CloseableStash, Missing, native
 
-__all__ = ["CellStash", "Stray"]
+__all__ = ["CellStash", "Stray", "check_part"]
 
 V = TypeVar("V")
 
-#: Of the bytes that are no key, so many name what was laid aside.
-_MOST_NAMED = 80
-
 _making = ForkLock()
+
+
+def check_part(kind: str, part: object, most: int) -> None:
+    """Raise unless ``part`` can be the name of a part of a file; a companion's may be longer by its ending."""
+    stem = str(part)
+    for purpose in (*COMPANIONS, QUARANTINE):
+        stem = stem.removesuffix(f"__{purpose}")
+    if not (isinstance(part, str) and part.isascii() and part.isidentifier() and len(stem) <= most):
+        raise InvalidArgumentError(
+            f"{kind} must be ASCII letters, digits and underscores, at most {most} and no digit in front, not {part!r}"
+        )
 
 
 class Stray(NamedTuple):
@@ -41,14 +60,14 @@ class Stray(NamedTuple):
     place :
         Where it is, for the store that found it.
     key :
-        What stands in the place of the key.
+        What stands in the place of the key; no bytes if there is nothing.
     error :
         What reading it raises.
     """
 
     place: Any
     key: bytes
-    error: CorruptValueError
+    error: ZPersistError
 
 
 @define(slots=False, eq=False)
@@ -197,24 +216,15 @@ class CellStash(CloseableStash[V]):
         strays: list[Stray] = []
         yield from verified(self, progress=progress, repair=repair, names=self._cell_names(strays.append))
         for stray in strays:
-            yield Damage(None, stray.error, repair is not None and self._clear_away(stray, repair))
+            repaired = repair is not None and is_lost(stray.error) and self._clear_away(stray, repair)
+            yield Damage(None, stray.error, repaired)
 
-    def _no_key(self, key: bytes | str) -> CorruptValueError:
-        return CorruptValueError(
-            f"{self._file} is damaged, or others write to it: in {self._kind} {self._part!r} {key!r} is no key; "
-            f"verify(repair='quarantine') lays it aside"
-        )
-
-    def _key_in(self, key: bytes | str) -> str | None:
-        """Return the key that stands in the file so; ``None`` if it is none."""
-        try:
-            return check_str_key(key if isinstance(key, str) else key.decode())
-        except (UnicodeDecodeError, InvalidKeyError):
-            return None
+    def _no_key(self, key: bytes | str | None) -> CorruptValueError:
+        return no_key(f"in {self._kind} {self._part!r}", key, self._file)
 
     def _key(self, key: bytes | str) -> str:
         """Return the key that stands in the file so, or raise."""
-        name = self._key_in(key)
+        name = key_in(key)
         if name is None:
             raise self._no_key(key)
         return name
@@ -233,7 +243,7 @@ class CellStash(CloseableStash[V]):
         if data is None or is_pickle(data):
             return False
         if repair == "quarantine":
-            self._lay_aside(f"no key {stray.key[:_MOST_NAMED]!r}", data)
+            self._lay_aside(named_aside(stray.key), data)
         return self._cell_drop_stray(stray, data)
 
     def _lay_aside(self, name: str, data: bytes) -> None:

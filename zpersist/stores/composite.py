@@ -13,9 +13,11 @@ import os
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator
+from os.path import isfile
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TypeVar, cast
 
+from zpersist.codecs.told import told
 from zpersist.damage import Damage, Repair, is_lost, is_pickle
 from zpersist.errors import (
     CodecError,
@@ -76,8 +78,12 @@ class DirectoryCompositeStash(DirectoryStash[V]):
     InvalidArgumentError
         By ``load``, and by ``dump`` of an object that lacks groups: it was written with other groups, or with another
         attribute.  A ``dump`` of a whole object takes the place of such a one.
+        By ``dump``: the attribute is no ``dict``, or the object can't be taken apart.
     CorruptValueError
         By ``load``: a file is damaged, or one of a group is missing.
+    CodecMismatchError, SealError, FormatVersionError, DecodeError
+        By ``load``, and by ``dump`` of an object that lacks groups, or over one whose last dump was killed in its last
+        step: it can only be read by somebody else.
 
     Notes
     -----
@@ -148,9 +154,7 @@ class DirectoryCompositeStash(DirectoryStash[V]):
 
     def dump(self, name: str, inst: V) -> None:
         """Keep an object; groups that it lacks altogether stay as they are."""
-        data = getattr(inst, self.attribute_name)
-        rest = copy.copy(inst)
-        object.__setattr__(rest, self.attribute_name, None)
+        data, rest = self._taken_apart(name, inst)
         make_directory(self._root, durability=self.durability)
         with directory_lock(self._root, shared=False):
             if not self._swept:
@@ -171,6 +175,33 @@ class DirectoryCompositeStash(DirectoryStash[V]):
                 raise MissingDataKeysError(lacking)
             context = _Context(rest, self.attribute_name, isinstance(data, OrderedDict), order, tokens)
             self._write(name, context, token, groups, {} if before is None else before.tokens)
+
+    def _taken_apart(self, name: str, inst: V) -> tuple[dict[str, Any], V]:
+        data = getattr(inst, self.attribute_name, MISSING)
+        if not isinstance(data, dict):
+            there = "is not there" if data is MISSING else f"is a {type(data).__qualname__}"
+            raise InvalidArgumentError(
+                f"{name!r} can't be kept in {self._top}: the attribute {self.attribute_name!r} of the "
+                f"{type(inst).__qualname__} {there}; set it to a dict with the keys that the groups name"
+            )
+        try:
+            rest = copy.copy(inst)
+        except Exception as err:
+            raise InvalidArgumentError(
+                f"{name!r} can't be kept in {self._top}: copy.copy() of the {type(inst).__qualname__}, to set "
+                f"{self.attribute_name!r} apart, has failed ({told(err)}); give it a __copy__() that works"
+            ) from err
+        self._set_data(name, rest, None, InvalidArgumentError)
+        return data, rest
+
+    def _set_data(self, name: str, inst: V, data: dict[str, Any] | None, error: type[ZPersistError]) -> None:
+        try:
+            object.__setattr__(inst, self.attribute_name, data)
+        except (AttributeError, TypeError) as err:
+            raise error(
+                f"the attribute {self.attribute_name!r} of {name!r} in {self._top} can't be set ({told(err)}); make it "
+                f"a plain attribute of {type(inst).__qualname__}, or one of its slots"
+            ) from err
 
     def _write(self, name: str, context: _Context, token: str, groups: list[Group], before: dict[str, str]) -> None:
         # All is encoded before anything is written: what can't be encoded leaves the old object whole.
@@ -197,8 +228,15 @@ class DirectoryCompositeStash(DirectoryStash[V]):
         """Return what the object is that a dump replaces; a whole one can replace what can't be read."""
         try:
             before = self._context(name)
-        except (CodecError, CorruptValueError):
+        except (CodecError, CorruptValueError) as err:
             if not whole:
+                raise
+            # Nobody here can tell whether what waits is of the object; for who can read that it may be all there is.
+            if not is_lost(err) and self._written.waits(name):
+                err.add_note(
+                    f"groups of {name!r} wait beside the old ones, for a dump of it was killed: dump it once by what "
+                    f"can read it, or delete it, before it is dumped by this stash"
+                )
                 raise
             return None
         if before is not None and not whole:
@@ -217,13 +255,14 @@ class DirectoryCompositeStash(DirectoryStash[V]):
                 kept.update((key, part[key]) for key in lacking)
         if not kept:
             return data
-        return type(data)([*data.items(), *kept.items()])
+        pairs = [*data.items(), *kept.items()]
+        return OrderedDict(pairs) if isinstance(data, OrderedDict) else dict(pairs)
 
     def _context(self, name: str) -> _Context | None:
         context: Any = DirectoryStash._fetch(self, name)
         if context is MISSING:
             return None
-        if not isinstance(context, tuple) or len(context) != len(_Context._fields):
+        if not _is_context(context):
             raise DecodeError(f"{self._file(name)} holds no object of a composite: read it with what wrote it")
         return _Context(*context)
 
@@ -252,7 +291,7 @@ class DirectoryCompositeStash(DirectoryStash[V]):
             return MISSING
         pairs = [(key, data[key]) for key in context.order if key in data]
         inst: V = context.rest
-        object.__setattr__(inst, self.attribute_name, OrderedDict(pairs) if context.ordered else dict(pairs))
+        self._set_data(name, inst, OrderedDict(pairs) if context.ordered else dict(pairs), DecodeError)
         return inst
 
     def _from_composite(self, name: str, tokens: dict[str, str]) -> dict[str, Any]:
@@ -315,7 +354,8 @@ class DirectoryCompositeStash(DirectoryStash[V]):
                 self._verify_whole(name)
             except ZPersistError as err:
                 files = path, *self._written.files_of(name)
-                return is_lost(err) and not any(is_pickle(Path(file).read_bytes()) for file in files)
+                # A pipe would be waited for; what is no file is nobody's.
+                return is_lost(err) and not any(is_pickle(Path(file).read_bytes()) for file in files if isfile(file))
             return False
 
         if not self._put_away(self._file(name), repair, is_lost_in):
@@ -324,7 +364,22 @@ class DirectoryCompositeStash(DirectoryStash[V]):
         return True
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        return _restore, (type(self), self._top, self._groups, self.attribute_name, self.load_keys, self._options)
+        # Not as it was given: the working directory may be another one by now.
+        top = os.path.dirname(self._root)
+        return _restore, (type(self), top, self._groups, self.attribute_name, self.load_keys, self._options)
+
+
+def _is_context(context: object) -> bool:
+    if not isinstance(context, tuple) or len(context) != len(_Context._fields):
+        return False
+    _, attribute, ordered, order, tokens = context
+    return (
+        isinstance(attribute, str)
+        and isinstance(ordered, bool)
+        and isinstance(order, list)
+        and isinstance(tokens, dict)
+        and all(isinstance(text, str) for text in (*order, *tokens, *tokens.values()))
+    )
 
 
 def _unlink(path: str) -> bool:
@@ -339,7 +394,7 @@ def _unlink(path: str) -> bool:
 
 def _restore(
     kind: type[DirectoryCompositeStash[Any]],
-    path: Path,
+    path: str,
     groups: tuple[frozenset[str], ...],
     attribute_name: str,
     load_keys: frozenset[str] | None,

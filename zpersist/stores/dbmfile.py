@@ -65,7 +65,8 @@ class DbmFile:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.locks = KeyLocks.beside(path)
+        # Whoever comes by a symbolic link meets the others there.
+        self.locks = KeyLocks.beside(os.path.realpath(path))
         self.lock = ForkLock()
         #: How many are within :meth:`opened`.
         self.depth = 0
@@ -186,11 +187,25 @@ class DbmFile:
             data: bytes | None = self._db.get(name.encode())
             return data
 
-    def get_listed(self, name: str) -> bytes | None:
+    def get_listed(self, key: bytes) -> bytes | None:
         """Return the bytes under a key that was listed; of dbm.ndbm also none, of which it says they aren't there."""
-        data = self.get(name)
         with self.driving():
-            return b"" if data is None and name.encode() in self._db.keys() else data
+            data: bytes | None = self._db.get(key)
+            return b"" if data is None and key in self._db.keys() else data
+
+    def listed(self) -> list[bytes]:
+        """Return what stands where keys do, as it is now, in no order."""
+        with self.driving():
+            return list(self._db.keys())
+
+    def delete(self, key: bytes) -> bool:
+        """Remove a key, and return whether it was there."""
+        with self.driving():
+            try:
+                del self._db[key]
+            except KeyError:
+                return False
+            return True
 
     def put(self, name: str, data: bytes) -> None:
         """Keep bytes under a key."""

@@ -16,7 +16,7 @@ from attrs import define, field, setters
 
 from zpersist.codecs import Codec, PickleCodec, as_codec, check_codec
 from zpersist.damage import QUARANTINE, Damage, Repair, is_damaged, is_lost
-from zpersist.errors import CorruptValueError, InvalidArgumentError
+from zpersist.errors import InvalidArgumentError, MisplacedValueError
 from zpersist.files.atomic import (
     READ_FLAGS,
     Buffer,
@@ -28,7 +28,7 @@ from zpersist.files.atomic import (
     sync_directory,
     write_file,
 )
-from zpersist.files.envelope import WrongTagError, pack, read_file, read_open
+from zpersist.files.envelope import WrongTagError, misplaced, pack, read_file, read_open
 from zpersist.files.layout import HOUSE, Layout, check_fan_out, check_pattern
 from zpersist.files.locks import Claims, KeyLocks, directory_lock
 from zpersist.files.paths import as_path
@@ -140,8 +140,8 @@ class DirectoryStash(Stash[V]):
         except WrongTagError as err:
             raise self._misplaced(path, name, err) from err
 
-    def _misplaced(self, path: str, name: str, err: WrongTagError) -> CorruptValueError:
-        return CorruptValueError(f"{path} is damaged: it holds the value of {err} in place of {name!r}; delete it")
+    def _misplaced(self, path: str, name: str, err: WrongTagError) -> MisplacedValueError:
+        return misplaced(f"{path}, in place of the value of {name!r},", err.args[0])
 
     def dump(self, name: str, inst: V) -> None:
         """Keep a value under a key; the old one is there until the new one is whole."""

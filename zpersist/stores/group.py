@@ -86,8 +86,8 @@ class GroupStash(DirectoryStash[Written]):
 
     def __attrs_post_init__(self) -> None:
         super().__attrs_post_init__()
-        # All groups belong to one composite.
-        self._place = f"{os.path.dirname(self._root)}\0group {self.group_name} {self.pattern}"
+        # All groups belong to one composite, by whatever links it is reached.
+        self._place = f"{os.path.realpath(os.path.dirname(self._root))}\0group {self.group_name} {self.pattern}"
 
     def waiting(self, name: str) -> str:
         """Return the file in which a new group lies until its object has been replaced; no key has such a name."""
@@ -143,7 +143,7 @@ class GroupStash(DirectoryStash[Written]):
             return None
         except WrongTagError as err:
             raise self._misplaced(path, name, err) from err
-        if not isinstance(written, tuple) or len(written) != 2:
+        if not (isinstance(written, tuple) and list(map(type, written)) == [str, dict]):
             raise DecodeError(f"{path} holds no group of a composite; look at it, then delete it")
         return written
 
@@ -256,6 +256,10 @@ class Groups:
             for other in others:
                 first.add_note(f"and: {other}")
             raise first
+
+    def waits(self, name: str) -> bool:
+        """Return whether groups of an object wait."""
+        return any(os.path.lexists(stash.waiting(name)) for stash in self.written())
 
     def files_of(self, name: str) -> list[str]:
         """Return the files of an object that are there."""

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from attrs import define, field
 
 from zpersist.chunking import chunks
-from zpersist.errors import CorruptValueError, InvalidArgumentError
-from zpersist.keys import check_str_key
+from zpersist.errors import InvalidArgumentError, ZPersistError
+from zpersist.keys import check_str_key, key_in
 from zpersist.stash import COMPANIONS, check_limit, native, pairs_of
-from zpersist.stores.cells import CellStash, Stray
+from zpersist.stores.cells import CellStash, Stray, check_part
 
 if TYPE_CHECKING:
     from zpersist.stores.table import Table
@@ -32,11 +32,7 @@ _LEAST_MAP = 1 << 16
 
 
 def _check_database(stash: object, attribute: object, database: object) -> None:
-    if not (isinstance(database, str) and database.isascii() and database.isidentifier() and len(database) <= 200):
-        raise InvalidArgumentError(
-            f"database must be ASCII letters, digits and underscores, at most 200 and no digit in front, "
-            f"not {database!r}"
-        )
+    check_part("database", database, 200)
 
 
 def _check_map_size(stash: object, attribute: object, size: object) -> None:
@@ -169,7 +165,7 @@ class LmdbStash(CellStash[V]):
 
     def _cell_names(self, stray: Callable[[Stray], object]) -> Iterator[str]:
         for key in self._table.short_keys():
-            name = self._key_in(key)
+            name = key_in(key)
             if name is None:
                 stray(Stray(None, key, self._no_key(key)))
             else:
@@ -177,7 +173,7 @@ class LmdbStash(CellStash[V]):
         for start in self._table.records():
             try:
                 names = [self._key(key) for key in self._table.keys_of_record(start)]
-            except CorruptValueError as err:
+            except ZPersistError as err:
                 stray(Stray("record", start, err))
             else:
                 yield from names

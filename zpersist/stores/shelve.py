@@ -14,12 +14,23 @@ from typing import Any, TypeVar
 from attrs import define, field, setters
 
 from zpersist.codecs import Codec, PickleCodec, as_codec, check_codec
-from zpersist.damage import QUARANTINE, Repair, is_damaged
+from zpersist.damage import (
+    QUARANTINE,
+    Damage,
+    Repair,
+    check_repair,
+    is_damaged,
+    is_pickle,
+    named_aside,
+    no_key,
+    verified,
+)
+from zpersist.errors import CorruptValueError
 from zpersist.files.envelope import pack, unpack
 from zpersist.files.layout import HOUSE
 from zpersist.files.locks import Claims
 from zpersist.files.paths import as_path
-from zpersist.keys import check_str_key
+from zpersist.keys import check_str_key, key_in
 from zpersist.stash import COMPANIONS, MISSING, CloseableStash, Missing, Stash, native
 from zpersist.stores.dbmfile import DbmFile, extension_here
 
@@ -88,9 +99,11 @@ class ShelveStash(CloseableStash[V]):
 
     def __attrs_post_init__(self) -> None:
         self._file = os.path.abspath(self.path)
-        folder, is_beside, name = self._file.partition(_BESIDE)
+        # Whoever comes by a symbolic link meets the others there.
+        real = os.path.realpath(self._file)
+        folder, is_beside, name = real.partition(_BESIDE)
         shelf, _, purpose = name.rpartition("/")
-        self._place = f"{folder}/{shelf}\0shelf {purpose}" if is_beside else f"{self._file}\0shelf"
+        self._place = f"{folder}/{shelf}\0shelf {purpose}" if is_beside else f"{real}\0shelf"
         self._db = DbmFile(self._file)
 
     @classmethod
@@ -171,13 +184,9 @@ class ShelveStash(CloseableStash[V]):
     def delete(self, name: str) -> bool:
         """Remove a key, and return whether it was there."""
         check_str_key(name)
-        with self._opened() as db, self._db.driving():
+        with self._opened():
             self._db.live.pop(name, None)
-            try:
-                del db[name.encode()]
-            except KeyError:
-                return False
-            return True
+            return self._db.delete(name.encode())
 
     def exists(self, name: str) -> bool:
         """Return whether a key is there."""
@@ -187,8 +196,18 @@ class ShelveStash(CloseableStash[V]):
 
     def keys(self) -> Iterator[str]:
         """Iterate over the keys as they are at this moment, in no order."""
-        with self._opened() as db, self._db.driving():
-            return iter([name.decode() for name in db.keys()])
+        with self._opened():
+            listed = self._db.listed()
+        return iter([self._key(key) for key in listed])
+
+    def _key(self, key: bytes) -> str:
+        name = key_in(key)
+        if name is None:
+            raise self._no_key(key)
+        return name
+
+    def _no_key(self, key: bytes) -> CorruptValueError:
+        return no_key("in it", key, self._file)
 
     @native
     def add(self, name: str, inst: V) -> bool:
@@ -231,27 +250,58 @@ class ShelveStash(CloseableStash[V]):
 
     # damage
 
+    def verify(self, *, progress: bool = False, repair: Repair | None = None) -> Iterator[Damage]:
+        """Read every value, and find what stands in the place of a key and is none."""
+        check_repair(repair)
+        return self._verified(progress, repair)
+
+    def _verified(self, progress: bool, repair: Repair | None) -> Iterator[Damage]:
+        with self._opened():
+            listed = self._db.listed()
+        names = filter(None, map(key_in, listed))
+        yield from verified(self, progress=progress, repair=repair, names=names)
+        for key in listed:
+            if key_in(key) is None:
+                yield Damage(None, self._no_key(key), repair is not None and self._clear_away(key, repair))
+
     def _verify_one(self, name: str) -> None:
         check_str_key(name)
         with self._opened():
-            if (data := self._db.get_listed(name)) is not None:
+            if (data := self._db.get_listed(name.encode())) is not None:
                 self._decode(name, data)
 
     def _repair(self, name: str, repair: Repair) -> bool:
         with self._opened():
-            data = self._db.get_listed(name)
+            data = self._db.get_listed(name.encode())
             if data is None or not is_damaged(lambda: self._decode(name, data), lambda: data):
                 return False
             if repair == "quarantine":
-                beside = self._companion(QUARANTINE)
-                with beside._opened():
-                    beside._db.put_beside(name, data)
+                self._lay_aside(name, data)
             return self.delete(name)
+
+    def _clear_away(self, key: bytes, repair: Repair) -> bool:
+        with self._opened():
+            data = self._db.get_listed(key)
+            # As of a value that can't be read: a whole pickle is somebody's.
+            if data is None or is_pickle(data):
+                return False
+            if repair == "quarantine":
+                self._lay_aside(named_aside(key), data)
+            return self._db.delete(key)
+
+    def _lay_aside(self, name: str, data: bytes) -> None:
+        beside = self._companion(QUARANTINE)
+        with beside._opened():
+            beside._db.put_beside(name, data)
 
     @native
     def __len__(self) -> int:
-        with self._opened() as db, self._db.driving():
-            return len(db.keys())
+        with self._opened():
+            return len(self._db.listed())
+
+    @native
+    def __bool__(self) -> bool:
+        return len(self) > 0
 
     def _flight(self, name: str, purpose: str = "key") -> AbstractContextManager[None]:
         return self._db.locks.hold(f"{purpose} {check_str_key(name)}")
@@ -260,7 +310,7 @@ class ShelveStash(CloseableStash[V]):
         return self._db.locks.claims("fill")
 
     def _beside(self, purpose: str) -> str:
-        folder, name = os.path.split(self._file)
+        folder, name = os.path.split(os.path.realpath(self._file))
         return f"{folder}{_BESIDE}{name}/{purpose}"
 
     def _companion(self, purpose: str) -> ShelveStash[Any]:

@@ -12,9 +12,9 @@ from attrs import define, field
 
 from zpersist.chunking import chunks
 from zpersist.errors import CorruptValueError, InvalidArgumentError
-from zpersist.keys import MAX_KEY_BYTES, check_str_key
+from zpersist.keys import MAX_KEY_BYTES, check_str_key, key_in
 from zpersist.stash import COMPANIONS, check_limit, native, pairs_of
-from zpersist.stores.cells import CellStash, Stray
+from zpersist.stores.cells import CellStash, Stray, check_part
 from zpersist.stores.connection import FAULTS, Connection, check_timeout
 
 __all__ = ["SqliteStash"]
@@ -31,11 +31,8 @@ _BYTES = "coalesce(CAST(value AS BLOB), x'')"
 
 
 def _check_table(stash: object, attribute: object, table: object) -> None:
-    if not (isinstance(table, str) and table.isascii() and table.isidentifier() and len(table) <= 48):
-        raise InvalidArgumentError(
-            f"table must be ASCII letters, digits and underscores, at most 48 and no digit in front, not {table!r}"
-        )
-    if table.lower().startswith("sqlite_"):
+    check_part("table", table, 48)
+    if str(table).lower().startswith("sqlite_"):
         raise InvalidArgumentError(
             f"table must not start with sqlite_, as those of SQLite itself do, as {table!r} does"
         )
@@ -179,9 +176,9 @@ class SqliteStash(CellStash[V]):
             rows = self._run(select, (start,))
             for row, key, is_text in rows:
                 # What is of another type is not found, whatever its bytes say.
-                name = self._key_in(key) if is_text else None
+                name = key_in(key) if is_text else None
                 if name is None:
-                    stray(Stray(row, key, self._no_key(key)))
+                    stray(Stray((row, key), key or b"", self._no_key(key)))
                 else:
                     yield name
             if len(rows) < _BATCH:
@@ -190,13 +187,14 @@ class SqliteStash(CellStash[V]):
 
     def _cell_of(self, stray: Stray) -> bytes | None:
         rows = self._run(
-            "SELECT CAST(value AS BLOB) FROM $table WHERE rowid=? AND CAST(key AS BLOB)=?", (stray.place, stray.key)
+            f"SELECT {_BYTES} FROM $table WHERE rowid=? AND CAST(key AS BLOB) IS ?",  # noqa: S608
+            stray.place,
         )
         return rows[0][0] if rows else None
 
     def _cell_drop_stray(self, stray: Stray, old: bytes) -> bool:
-        where = "rowid=? AND CAST(key AS BLOB)=? AND CAST(value AS BLOB)=?"
-        return self._change(f"DELETE FROM $table WHERE {where}", (stray.place, stray.key, old)) > 0  # noqa: S608
+        where = f"rowid=? AND CAST(key AS BLOB) IS ? AND {_BYTES}=?"
+        return self._change(f"DELETE FROM $table WHERE {where}", (*stray.place, old)) > 0  # noqa: S608
 
     # many at once
 
