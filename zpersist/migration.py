@@ -42,8 +42,9 @@ def migrate(source: Stash[V], target: Stash[V], *, progress: bool = False, verif
     """Copy all values of a stash into another one, of whatever kind and codec.
 
     Values that are under their keys in ``target`` already are not copied again, so that a run that was cut short goes
-    on; and they are not replaced.  Only what is stored there counts: not what a cache still has, nor what a factory
-    could make, which is not asked; but also what is hidden, as by a :class:`~zpersist.KeyLimitStash`.
+    on; and they are not replaced.  Of both, only what is stored counts: not what a cache still has, nor what a factory
+    could make, which is not asked (fill the stash before); but also what is hidden, as by a
+    :class:`~zpersist.KeyLimitStash`.
 
     Parameters
     ----------
@@ -69,7 +70,7 @@ def migrate(source: Stash[V], target: Stash[V], *, progress: bool = False, verif
     MigrationError
         Values of ``target`` are not those of ``source``, or are damaged; all others were copied.
     CorruptValueError
-        A value of ``source`` is damaged (see :meth:`Stash.verify`); what was copied before stays.
+        A value of ``source`` is damaged, or its key (see :meth:`Stash.verify`); what was copied before stays.
     DecodeError
         A value of ``source`` can't be made again; what was copied before stays.
     EncodeError
@@ -102,19 +103,21 @@ def migrate(source: Stash[V], target: Stash[V], *, progress: bool = False, verif
         raise InvalidDelegateError(
             f"target {target!r} keeps nothing: it, or what it stands on, is read only, or a NoopStash; give a store"
         )
-    total = len(source) * (2 if verify else 1) if progress else None
-    stored = target._stored()
+    origin, stored = source._stored(), target._stored()
+    total = len(origin) * (2 if verify else 1) if progress else None
     copied = there = 0
     try:
         with Progress(progress, "migrate", total) as bar:
-            for names in chunks(_keys(source), _BATCH):
+            for names in chunks(_keys(origin), _BATCH):
                 # Else another migration could put a value there between our look and our writing.
                 with target._flight("all", "migrate"):
-                    new, old = _copy(source, stored, names)
+                    new, old = _copy(origin, stored, names)
                 copied, there = copied + new, there + old
                 bar.show(copied + there, 0, 0)
+            for error in origin._keyless():
+                raise error
             if verify:
-                _compare(source, stored, bar, copied + there)
+                _compare(origin, stored, bar, copied + there)
     finally:
         # What is above the store has not seen this.
         target._outdated()

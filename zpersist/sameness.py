@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Iterator
 from itertools import zip_longest
-from types import FunctionType
+from types import CellType, FunctionType
 from typing import Any
 
 __all__ = ["is_same"]
@@ -63,7 +63,7 @@ class _Comparison:
         if kind is dict:
             return self._same_dicts(one, other)
         if kind in (set, frozenset):
-            return len(one) == len(other) and self._same_sets(one, other)
+            return self._same_dicts(dict.fromkeys(one), dict.fromkeys(other))
         if kind in (pickle.PickleBuffer, memoryview):
             mine, others = memoryview(one), memoryview(other)
             return (mine.format, mine.shape, mine.tobytes()) == (others.format, others.shape, others.tobytes())
@@ -80,15 +80,20 @@ class _Comparison:
         return type(said) is bool and said
 
     def _same_dicts(self, one: dict[Any, Any], other: dict[Any, Any]) -> bool:
-        # Keys of different types may be equal.
-        if {(type(key), key) for key in one} != {(type(key), key) for key in other}:
+        if len(one) != len(other):
             return False
-        return all(self.same(value, other[key]) for key, value in one.items())
+        # Keys of different types may be equal, and a key may be equal to nothing but itself.
+        left = {(type(key), key): (key, value) for key, value in other.items()}
+        alone = []
+        for key, value in one.items():
+            found = left.pop((type(key), key), None)
+            if found is None:
+                alone.append((key, value))
+            elif not (self.same(key, found[0]) and self.same(value, found[1])):
+                return False
+        return self._same_each(alone, list(left.values()))
 
-    def _same_sets(self, one: Any, other: Any) -> bool:
-        if one == other and all(type(element) in _SCALARS for element in one):
-            return {(type(element), element) for element in one} == {(type(element), element) for element in other}
-        left = list(other)
+    def _same_each(self, one: list[Any], left: list[Any]) -> bool:
         for element in one:
             found = next((number for number, rest in enumerate(left) if self.same(element, rest)), None)
             if found is None:
@@ -115,5 +120,13 @@ class _Comparison:
 
 
 def _parts_of_function(function: FunctionType) -> list[Any]:
-    cells = [cell.cell_contents for cell in function.__closure__ or ()]
+    cells = [_content_of(cell) for cell in function.__closure__ or ()]
     return [function.__qualname__, function.__code__, function.__defaults__, function.__kwdefaults__, cells]
+
+
+def _content_of(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:
+        # Nothing was assigned to the variable yet.
+        return _ABSENT

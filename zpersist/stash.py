@@ -185,6 +185,10 @@ class Stash(ABC, Generic[V]):
     def _stored(self) -> Stash[V]:
         return self
 
+    # What holds values whose keys can't be read, and so are not listed.
+    def _keyless(self) -> Iterator[ZPersistError]:
+        return iter(())
+
     def _outdated(self) -> None:
         """Let go what is cached, for others have written."""
 

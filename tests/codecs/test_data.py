@@ -42,7 +42,9 @@ from zpersist import (
     PickleCodec,
     ZPersistError,
 )
-from zpersist.codecs.kinds import KINDS, MAX_EQUAL_HASHES, TEXTUAL
+from zpersist.codecs import hashes, kinds
+from zpersist.codecs.hashes import MAX_EQUAL_HASHES
+from zpersist.codecs.kinds import KINDS, TEXTUAL
 from zpersist.codecs.plain import MAX_DEPTH
 
 ROOT = Path(__file__).parents[2]
@@ -859,6 +861,116 @@ def test_keys_of_equal_hash_have_a_limit(codec):
     for tree in ({"$set": items}, {"$frozenset": items}, {"$dict": [[item, 0] for item in items]}):
         with pytest.raises(DecodeError, match="same hash"):
             codec.loads(for_codec(codec, tree))
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """Has one hash for all, and counts its comparisons."""
+
+    number: int
+    inside: object = None
+    times = 0
+
+    def __hash__(self):
+        return 7 if self.inside is None else hash(self.inside)
+
+    def __eq__(self, other):
+        Counts.times += 1
+        return (self.number, self.inside) == (other.number, other.inside)
+
+
+def nested(level, width, last, holder=None):
+    """Return a tree of sets in sets, all of one hash, and how many leaves it has."""
+    if level == 0:
+        return {"$object": [f"{__name__}:Counts", {"number": last, "inside": None}]}, 1
+    parts = [nested(level - 1, width, width + last if n == width - 1 else n, holder) for n in range(width)]
+    tree = {"$frozenset": [part for part, _ in parts]}
+    if holder == "tuple":
+        tree = {"$tuple": [1, tree]}
+    elif holder == "record":
+        tree = {"$object": [f"{__name__}:Counts", {"number": 0, "inside": tree}]}
+    return tree, sum(leaves for _, leaves in parts)
+
+
+@both
+@pytest.mark.parametrize("holder", [None, "tuple", "record"])
+@pytest.mark.parametrize(("level", "width"), [(1, 100), (2, 9), (3, 4), (6, 2), (2, 40), (3, 14), (7, 2), (4, 12)])
+def test_sets_in_sets_of_equal_hash_have_a_limit(codec, holder, level, width):
+    tree, leaves = nested(level, width, 0, holder)
+    data, codec = for_codec(codec, tree), type(codec)(types=[Counts])
+    Counts.times = 0
+    if width**level > MAX_EQUAL_HASHES:
+        with pytest.raises(DecodeError, match="same hash"):
+            codec.loads(data)
+        assert Counts.times <= 3 * level * leaves * MAX_EQUAL_HASHES
+        return
+    value = codec.loads(data)
+    assert Counts.times <= 3 * level * leaves * MAX_EQUAL_HASHES
+    comes_back(codec, value)
+    with pytest.raises(EncodeError, match="same hash"):
+        codec.dumps({frozenset([value, *map(Counts, range(20))]), *(frozenset([value, Counts(n)]) for n in range(20))})
+
+
+def test_that_they_would_take_long(monkeypatch):
+    monkeypatch.setattr(kinds, "check_hashes", lambda keys: None)
+    tree, leaves = nested(3, 14, 0)
+    Counts.times = 0
+    JsonCodec(types=[Counts]).loads(for_codec(JsonCodec(), tree))
+    assert Counts.times > 3 * leaves * MAX_EQUAL_HASHES
+
+
+@both
+def test_keys_that_happen_to_have_equal_hashes_are_kept(codec):
+    assert hash(-1) == hash(-2)
+    grid = [(x, y, z) for x in range(-3, 3) for y in range(-3, 3) for z in range(-3, 3)]
+    for value in (
+        set(grid),
+        [{-1: n, -2: [n]} for n in range(1000)],
+        {frozenset([frozenset([-1, -2]), frozenset([-2, 5]), frozenset([-1, 5])]), -1, -2},
+        {1 << n for n in range(64, 5000)},
+        {Decimal(-1), Fraction(-2), Decimal("0.5")},
+    ):
+        comes_back(codec, value)
+
+
+def of_one_hash(bits):
+    number = 1 << bits
+    return number - number % sys.hash_info.modulus + 5
+
+
+@both
+def test_long_numbers_are_not_compared_with_decimals(codec):
+    short, long = of_one_hash(4000), of_one_hash(5000)
+    fraction = Fraction(of_one_hash(5000) * 3 - sys.hash_info.modulus * 1, 3)
+    assert hash(Decimal(5)) == hash(long) == hash(short)
+    comes_back(codec, {Decimal(5), short})
+    comes_back(codec, {Decimal(6), long})
+    comes_back(codec, {5, long})
+    for wrap in (lambda key: key, lambda key: (key, 1), lambda key: frozenset([key])):
+        with pytest.raises(EncodeError, match="same hash as a Decimal"):
+            codec.dumps({wrap(Decimal(5)), wrap(long)})
+        tree = {"$dict": [[{"$tuple": [{"$decimal": "5"}]}, 0], [{"$tuple": [{"$int": hex(long)}]}, 0]]}
+        with pytest.raises(DecodeError, match="same hash as a Decimal"):
+            codec.loads(for_codec(codec, tree))
+    if hash(fraction) == 5:
+        with pytest.raises(EncodeError, match="same hash as a Decimal"):
+            codec.dumps({Decimal(5), fraction})
+    assert hashes.MAX_BITS == 4096
+
+
+@both
+def test_ranges_of_long_numbers_are_refused(codec):
+    comes_back(codec, range(-(1 << 65_000), 1 << 65_000, 1 << 30_000))
+    big = 1 << 65_537
+    for value, tree in (
+        (range(big), [0, {"$int": hex(big)}, 1]),
+        (range(-big, 0), [{"$int": hex(-big)}, 0, 1]),
+        (range(0, 5, big), [0, 5, {"$int": hex(big)}]),
+    ):
+        with pytest.raises(EncodeError, match="a range of numbers of at most 65536 bits"):
+            codec.dumps(value)
+        with pytest.raises(DecodeError, match="a range of numbers of at most 65536 bits"):
+            codec.loads(for_codec(codec, {"$range": tree}))
 
 
 LIMITED = """

@@ -308,6 +308,107 @@ def test_large_numbers_of_flags_take_no_time(codec):
         codec(types=[Bits]).loads(for_codec(codec, {"$enum": [f"{__name__}:Bits", big]}))
 
 
+class Plainly(enum.Flag):
+    R = 1
+    W = 2
+    X = 4
+
+
+class Keeps(enum.Flag, boundary=enum.KEEP):
+    R = 1
+
+
+class Strict(enum.IntFlag, boundary=enum.STRICT):
+    R = 1
+    W = 2
+
+
+class Conforms(enum.IntFlag, boundary=enum.CONFORM):
+    R = 1
+    W = 2
+
+
+@both
+@pytest.mark.parametrize("kind", [Bits, Plainly, Keeps, Strict, Conforms])
+def test_combinations_that_bytes_name_do_not_stay(codec, kind):
+    kept = codec(types=[kind])
+    before = dict(kind._value2member_map_)
+    for number in (*range(30), 1 << 70, 1 << 70 | 1, -1, -2, -8, -(1 << 70)):
+        try:
+            value = kept.loads(for_codec(codec, {"$enum": [f"{__name__}:{kind.__name__}", for_number(number)]}))
+        except DecodeError:
+            assert kind is not Bits or number < 0
+            continue
+        assert type(value) is kind
+        assert value.value == number
+        assert kept.loads(kept.dumps(value)) == value == kind(number)
+        if issubclass(kind, int):
+            kind._value2member_map_.clear()
+            kind._value2member_map_.update(before)
+            again = kept.loads(kept.dumps(value))
+            assert again == value
+            assert hash(again) == hash(value)
+            assert kind._value2member_map_ == before
+    stay = set(kind._value2member_map_) - set(before)
+    assert stay <= (set() if issubclass(kind, int) else {0, 3, 5, 6, 7})
+
+
+def for_number(number):
+    return number if -(2**63) <= number < 2**64 else {"$int": hex(number)}
+
+
+def test_that_python_keeps_what_is_made():
+    class Kept(enum.IntFlag):
+        R = 1
+
+    Kept(1 << 50)
+    assert 1 << 50 in Kept._value2member_map_
+
+
+@both
+def test_flags_that_could_not_be_read_everywhere_are_not_written(codec):
+    with pytest.raises(EncodeError, match="has no combination of the value 0x8"):
+        codec(types=[Keeps]).dumps(Keeps(8))
+
+
+class Computed(NamedTuple):
+    a: int
+    b: int = 2
+
+
+class Sums(Computed):
+    @cached_property
+    def sum(self):
+        return self.a + self.b
+
+
+class OnlyFields(tuple):
+    """Looks like a named tuple, and is none."""
+
+    _fields = ("a",)
+
+
+@both
+def test_a_named_tuple_with_something_computed(codec):
+    value = Sums(1)
+    before = codec(types=[Sums]).dumps(value)
+    assert value.sum == 3
+    assert codec(types=[Sums]).dumps(value) == before
+    again = codec(types=[Sums]).loads(before)
+    assert (type(again), again, again.__dict__) == (Sums, (1, 2), {})
+    value.more = 1
+    with pytest.raises(EncodeError, match="attribute 'more' is no field and would be lost"):
+        codec(types=[Sums]).dumps(value)
+
+
+@both
+def test_a_tuple_that_only_has_names_of_fields_is_no_named_tuple(codec):
+    with pytest.raises(InvalidArgumentError, match="types must be"):
+        codec(types=[OnlyFields])
+    with pytest.raises(EncodeError, match="make a tuple of it"):
+        codec().dumps(OnlyFields((1,)))
+
+
 def test_what_was_written_as_a_plain_number_is_read():
     data = json.dumps({"$enum": [f"{__name__}:Bits", 1 << 70 | 1]}).encode()
     assert int.__index__(JsonCodec(types=[Bits]).loads(data)) == 1 << 70 | 1

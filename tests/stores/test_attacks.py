@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import pickle
+import re
 import shutil
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
 
 from zpersist import (
     CacheStash,
+    Codec,
+    CompressedCodec,
     CorruptValueError,
     DecodeError,
     DirectoryCompositeStash,
     DirectoryStash,
     EncodeError,
+    EncryptedCodec,
     InvalidArgumentError,
     JsonCodec,
     LmdbStash,
     MsgpackCodec,
     PickleCodec,
     ReadOnlyError,
+    RestrictedPickleCodec,
     SealError,
     ShelveStash,
     SignedCodec,
@@ -32,6 +39,13 @@ from zpersist.damage import is_pickle
 from zpersist.files.envelope import pack
 
 KEY = bytes(range(32))
+
+fork = multiprocessing.get_context("fork")
+
+
+@dataclass
+class Point:
+    x: int
 
 
 def signed(**options):
@@ -54,7 +68,7 @@ def test_a_directory_does_not_take_over_itself(tmp_path):
 def test_what_is_sealed_for_its_place_is_not_taken_over(tmp_path):
     source = DirectoryStash(tmp_path / "one", codec=signed())
     source["a"] = 1
-    with pytest.raises(InvalidArgumentError, match=r"is read in its own place only: copy it by zpersist.migrate\(\)"):
+    with pytest.raises(InvalidArgumentError, match=r"is read in its own place, .* only: copy it by zpersist"):
         DirectoryStash(tmp_path / "two", codec=signed()).take_over(source)
     assert source["a"] == 1
     scoped = [DirectoryStash(tmp_path / name, codec=signed(scope="x")) for name in ("three", "four")]
@@ -69,6 +83,91 @@ def test_a_source_of_another_codec_is_not_taken_over(tmp_path, codec):
     source["a"] = 1
     with pytest.raises(InvalidArgumentError, match="of the same codec"):
         DirectoryStash(tmp_path / "two").take_over(source)
+
+
+class Unknown(Codec):
+    """A codec of a user, with state that nobody can compare."""
+
+    id = "unknown"
+
+    def __init__(self):
+        self.state = (part for part in ())
+
+    def dumps(self, value):
+        return pickle.dumps(value)
+
+    def loads(self, data):
+        return pickle.loads(data)
+
+
+DIFFERENT = {
+    "secret": lambda: SignedCodec(PickleCodec(), os.urandom(32), scope="x"),
+    "more secrets": iter([signed(scope="x"), SignedCodec(PickleCodec(), [KEY, KEY], scope="x")]).__next__,
+    "inside": lambda: CompressedCodec(SignedCodec(PickleCodec(), os.urandom(32), scope="x"), "zlib"),
+    "cipher": lambda: EncryptedCodec(PickleCodec(), os.urandom(32), scope="x"),
+    "size": iter([CompressedCodec(None, "zlib"), CompressedCodec(None, "zlib", max_bytes=10)]).__next__,
+    "types": iter([JsonCodec(types=[Point]), JsonCodec()]).__next__,
+    "unknown": Unknown,
+}
+
+
+@pytest.mark.parametrize("codec", DIFFERENT)
+def test_what_could_not_be_read_in_its_new_place_is_not_taken_over(tmp_path, codec):
+    make = DIFFERENT[codec]
+    one, two = (DirectoryStash(tmp_path / name, codec=make()) for name in ("one", "two"))
+    one["a"] = [1]
+    with pytest.raises(InvalidArgumentError, match="of the same codec, with the same parameters and secrets"):
+        two.take_over(one)
+    assert one["a"] == [1]
+    assert not two.exists("a")
+    again = DirectoryStash(tmp_path / "two", codec=one.codec)
+    assert again.take_over(one) == 1
+    assert again["a"] == [1]
+
+
+@pytest.mark.parametrize(
+    ("make", "sealed"),
+    [
+        (lambda: signed(scope="x"), True),
+        (lambda: EncryptedCodec(JsonCodec(types=[Point]), [KEY, bytes(32)], scope="x"), True),
+        (lambda: CompressedCodec(signed(scope="x"), "zlib"), True),
+        (lambda: RestrictedPickleCodec(allowed=[Point]), False),
+    ],
+)
+def test_what_is_alike_is_taken_over_if_the_pattern_is_the_same(tmp_path, make, sealed):
+    one = DirectoryStash(tmp_path / "one", codec=make())
+    one["a"] = [1]
+    if sealed:
+        with pytest.raises(InvalidArgumentError, match="under its own pattern, only"):
+            DirectoryStash(tmp_path / "two", "{name}.bin", codec=make()).take_over(one)
+    two = DirectoryStash(tmp_path / "three", fan_out=16, codec=make())
+    assert two.take_over(one) == 1
+    assert two["a"] == [1]
+
+
+def test_a_value_without_a_key_that_can_be_read_is_told_when_all_others_were_taken_over(tmp_path):
+    one, two = (DirectoryStash(tmp_path / name) for name in ("one", "two"))
+    one.dump_many({"a": 1, "long" * 100: 2})
+    path = one.key_to_path("long" * 100)
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(CorruptValueError, match=re.escape(str(path))):
+        two.take_over(one)
+    assert dict(two) == {"a": 1}
+    assert path.exists()
+
+
+def test_two_that_take_over_from_each_other_do_not_wait_for_each_other(tmp_path):
+    stashes = [DirectoryStash(tmp_path / name) for name in ("one", "two")]
+    stashes[0].dump_many({str(n): n for n in range(200)})
+    stashes[1].dump_many({str(n): n for n in range(200, 400)})
+    children = [fork.Process(target=one.take_over, args=(other,)) for one, other in (stashes, stashes[::-1])]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(60)
+        assert child.exitcode == 0
+        child.close()
+    assert {**dict(stashes[0]), **dict(stashes[1])} == {str(n): n for n in range(400)}
 
 
 def test_composites_are_not_taken_over(tmp_path):

@@ -6,12 +6,16 @@ import errno
 import multiprocessing
 import os
 import shutil
+import threading
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from zpersist import (
     CorruptValueError,
+    DirectoryCompositeStash,
     DirectoryStash,
     InvalidArgumentError,
     PickleCodec,
@@ -19,6 +23,8 @@ from zpersist import (
     StorageError,
     fill,
 )
+from zpersist.files import layout
+from zpersist.stores import directory
 from zpersist.testing import StashSuite
 
 fork = multiprocessing.get_context("fork")
@@ -215,6 +221,100 @@ def test_a_flat_stash_sees_that_another_one_has_spread_the_directory(tmp_path):
             write()
     assert list(spread) == [("a", 2)]
     assert not list((tmp_path / "data").glob("*.dat"))
+
+
+FLAT_WRITES = {
+    "dump": lambda stash: stash.dump("a", 1),
+    "add": lambda stash: stash.add("a", 1),
+    "update": lambda stash: stash.update("a", lambda old: 1),
+    "fsync": lambda stash: DirectoryStash(stash.path, durability="fsync").dump_many({"a": 1}),
+}
+
+
+def taken_over(stash):
+    source = DirectoryStash(stash.path.parent / "source")
+    source["a"] = 1
+    stash.take_over(source)
+
+
+@pytest.mark.parametrize("write", FLAT_WRITES)
+@pytest.mark.parametrize("looks", [True, False], ids=["looks", "does not look"])
+def test_a_directory_that_is_spread_while_a_flat_value_is_written(tmp_path, monkeypatch, write, looks):
+    flat, spread = DirectoryStash(tmp_path / "data"), DirectoryStash(tmp_path / "data", fan_out=16)
+    real = directory.write_file
+
+    def slow(*args, **options):
+        monkeypatch.setattr(directory, "write_file", real)
+        spread["b"] = 2
+        return real(*args, **options)
+
+    monkeypatch.setattr(directory, "write_file", slow)
+    if not looks:
+        monkeypatch.setattr(layout.Layout, "look_again", lambda layout: None)
+    with nullcontext() if not looks else pytest.raises(InvalidArgumentError, match="open it with fan_out=16"):
+        FLAT_WRITES[write](flat)
+    monkeypatch.undo()
+    # What was acknowledged, or was not.
+    assert (tmp_path / "data" / "a.dat").exists() is not looks
+    assert dict(DirectoryStash(tmp_path / "data", fan_out=16)) == {"b": 2}
+    assert not list((tmp_path / "data").glob("*.tmp"))
+
+
+@pytest.mark.parametrize("write", [*FLAT_WRITES.values(), taken_over], ids=[*FLAT_WRITES, "take_over"])
+def test_a_flat_value_that_is_written_while_the_directory_is_spread(tmp_path, monkeypatch, write):
+    flat, spread = DirectoryStash(tmp_path / "data"), DirectoryStash(tmp_path / "data", fan_out=16)
+    real = layout.make_directory
+
+    def slow(path, **options):
+        monkeypatch.setattr(layout, "make_directory", real)
+        # It has looked, and has not told yet.
+        write(flat)
+        real(path, **options)
+
+    monkeypatch.setattr(layout, "make_directory", slow)
+    with pytest.raises(InvalidArgumentError, match="holds files that are not spread"):
+        spread["b"] = 2
+    assert dict(DirectoryStash(tmp_path / "data")) == {"a": 1}
+
+
+def test_while_one_spreads_a_directory_nobody_puts_a_flat_value_there(tmp_path, monkeypatch):
+    flat, spread = DirectoryStash(tmp_path / "data"), DirectoryStash(tmp_path / "data", fan_out=16)
+    source = DirectoryStash(tmp_path / "source")
+    source["d"] = 4
+    real, refused = layout.write_file, []
+
+    def run(write):
+        try:
+            write()
+        except InvalidArgumentError as err:
+            refused.append(err)
+
+    writes = [lambda: flat.dump("a", 1), lambda: flat.add("c", 3), lambda: flat.take_over(source)]
+    threads = [threading.Thread(target=run, args=(write,)) for write in writes]
+
+    def slow(*args, **options):
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            # It has to wait, so there is nothing to be waited for.
+            thread.join(0.2)
+        real(*args, **options)
+
+    monkeypatch.setattr(layout, "write_file", slow)
+    spread["b"] = 2
+    for thread in threads:
+        thread.join()
+    assert len(refused) == 3
+    assert files_in(tmp_path / "data") == ["f/b.dat"] or len(files_in(tmp_path / "data")) == 1
+    assert dict(source) == {"d": 4}
+
+
+def test_composites_spread_a_directory_that_they_have_locked(tmp_path):
+    stash = DirectoryCompositeStash(tmp_path / "data", ({"x"},), "data", fan_out=16)
+    stash["a"] = SimpleNamespace(data={"x": 1})
+    shutil.rmtree(tmp_path / "data" / "inst" / ".zpersist")
+    stash["a"] = SimpleNamespace(data={"x": 2})
+    assert stash["a"].data == {"x": 2}
 
 
 def test_a_removed_directory_is_spread_again(tmp_path):

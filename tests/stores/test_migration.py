@@ -330,11 +330,72 @@ def test_what_is_hidden_is_there_and_is_not_replaced(tmp_path):
         assert store["a"] is failure
 
 
-def test_a_source_makes_what_it_can():
-    source = FactoryStash(CacheStash(DictionaryStash()), DictionaryStash({"a": 1, "b": 2}))
-    target = DictionaryStash()
-    assert migrate(source, target) == (2, 0)
-    assert target.data == {"a": 1, "b": 2}
+@pytest.mark.parametrize("making", MAKING)
+def test_a_source_makes_nothing(making, tmp_path):
+    store, target = DictionaryStash({"b": 2}), DictionaryStash()
+    source = MAKING[making](store, tmp_path)
+    assert migrate(source, target) == (1, 0)
+    assert target.data == store.data == {"b": 2}
+    assert migrate(UnionStash((source, DictionaryStash({"d": 4}))), target) == (1, 1)
+    assert target.data == {"b": 2, "d": 4}
+    assert store.data == {"b": 2}
+
+
+@pytest.mark.parametrize("cache", CACHES)
+def test_a_source_gives_what_is_stored_not_what_a_cache_has(cache, tmp_path):
+    source, target = CACHES[cache](DirectoryStash(tmp_path)), DictionaryStash()
+    source["a"] = [1]
+    source["a"].append("in memory only")
+    assert migrate(source, target) == (1, 0)
+    assert target.data == {"a": [1]}
+
+
+def test_what_a_source_hides_is_copied_but_not_beside_a_subset(tmp_path):
+    failure = Failure(ValueError("no"))
+    store = DictionaryStash({"a": failure, "b": 1})
+    for source in (KeyLimitStash(store, 1), FailureFilterStash(store, tmp_path / "good.dat")):
+        target = DictionaryStash()
+        assert migrate(source, target) == (2, 0)
+    for dynamic in (False, True):
+        target = DictionaryStash()
+        assert migrate(KeySubsetStash(store, {"b"}, dynamic), target) == (1, 0)
+        assert target.data == {"b": 1}
+
+
+LONG = "long" * 100
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda store: store,
+        CacheStash,
+        lambda store: UnionStash((DictionaryStash(), store)),
+        lambda store: KeySubsetStash(store, {"x", LONG}, True),
+        lambda store: KeySubsetStash(store, {"x", LONG}),
+    ],
+    ids=["directory", "cache", "union", "dynamic subset", "subset"],
+)
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize("fan_out", [0, 16])
+def test_a_damaged_value_whose_key_lies_in_its_file_is_not_left_out(tmp_path, wrap, verify, fan_out):
+    store, target = DirectoryStash(tmp_path / "data", fan_out=fan_out), DictionaryStash()
+    store.dump_many({"x": 1, LONG: 2})
+    path = store.key_to_path(LONG)
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(CorruptValueError, match="is damaged"):
+        migrate(wrap(store), target, verify=verify)
+    assert LONG not in target
+    assert sum(damage.repaired for damage in store.verify(repair="quarantine")) == 1
+    assert sum(migrate(wrap(store), target, verify=verify)) == 1
+    assert target.data == {"x": 1}
+
+
+def test_a_subset_is_copied_though_a_value_beside_it_is_damaged(tmp_path):
+    store = DirectoryStash(tmp_path / "data")
+    store.dump_many({"x": 1, LONG: 2})
+    store.key_to_path(LONG).write_bytes(b"cut")
+    assert migrate(KeySubsetStash(store, {"x"}), DictionaryStash()) == (1, 0)
 
 
 KEEPS_NOTHING = {
@@ -615,6 +676,42 @@ def test_what_only_looks_the_same():
         assert not is_same(one, other)
     assert is_same(maker(1), maker(1))
     assert is_same({1: "a"}, {1: "a"})
+
+
+def empty():
+    def inner():
+        return later
+
+    if empty is None:
+        later = 1
+    return inner
+
+
+def test_keys_and_cells_that_can_not_tell():
+    def nan():
+        return float("nan")
+
+    for make in (
+        lambda: {nan(): 1},
+        lambda: {nan(): 1, 2: 3, nan(): [4]},
+        lambda: {Plain(1): "a", Plain(2): "b"},
+        lambda: {(nan(), 1): Plain(2)},
+        lambda: {nan(), (Plain(3),)},
+        empty,
+    ):
+        assert is_same(make(), make())
+    for one, other in (
+        ({nan(): 1}, {nan(): 2}),
+        ({nan(): 1}, {nan(): 1, 2: 2}),
+        ({nan(): 1}, {0.0: 1}),
+        ({Plain(1): "a", Plain(2): "b"}, {Plain(1): "b", Plain(2): "a"}),
+        ({(1,): 0}, {(True,): 0}),
+        ({(1,)}, {(True,)}),
+        ({0.0: 0}, {-0.0: 0}),
+        (empty(), maker(1)),
+    ):
+        assert not is_same(one, other)
+        assert not is_same(other, one)
 
 
 def test_a_pair_that_was_found_different_stays_so():

@@ -6,6 +6,7 @@ import copy
 import gc
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import types
@@ -1232,7 +1233,20 @@ def test_what_another_one_sealed_is_told_with_its_place(elsewhere, recover):
 def test_a_sealed_work_that_was_moved(elsewhere):
     PersistedWork(Path("v.dat"), None, codec=SignedCodec(None, KEY)).set(1)
     old = os.path.abspath("v.dat")
-    os.rename("v.dat", "w.dat")
+    os.mkdir("new")
+    os.rename("v.dat", "new/v.dat")
     with pytest.raises(SealError, match="what was moved is read with its old path as scope="):
-        PersistedWork(Path("w.dat"), None, codec=SignedCodec(None, KEY))()
-    assert PersistedWork(Path("w.dat"), None, codec=SignedCodec(None, KEY, scope=old))() == 1
+        PersistedWork(Path("new/v.dat"), None, codec=SignedCodec(None, KEY))()
+    assert PersistedWork(Path("new/v.dat"), None, codec=SignedCodec(None, KEY, scope=old))() == 1
+
+
+def test_a_sealed_work_is_not_taken_for_another_one_of_the_same_scope(elsewhere):
+    codec = SignedCodec(None, KEY, scope="corpus")
+    PersistedWork(Path("price.dat"), None, codec=codec).set(10)
+    PersistedWork(Path("admin.dat"), None, codec=codec).set(False)
+    shutil.copy("price.dat", "admin.dat")
+    with pytest.raises(SealError):
+        PersistedWork(Path("admin.dat"), None, codec=codec)()
+    os.mkdir("new")
+    shutil.move("price.dat", "new/price.dat")
+    assert PersistedWork(Path("new/price.dat"), None, codec=codec)() == 10

@@ -22,8 +22,6 @@ class Codec(ABC):
     id: str
     #: Whether it also reads what zpersist did not write, and what so has no checksum.
     plain: bool = False
-    #: Whether what it writes is read in its own place only.
-    placed: bool = False
 
     @abstractmethod
     def dumps(self, value: object) -> bytes:

@@ -159,7 +159,6 @@ class CompressedCodec(Codec):
         self._level = self._method.default if level is None else level
         self._most = max_bytes
         self.id = f"{method}:{inner.id}"
-        self.placed = inner.placed
 
     def bound(self, place: str, key: str) -> Codec:
         """Return the codec for one value of one store."""

@@ -63,8 +63,12 @@ class JsonCodec(PlainCodec):
     *Trust*: bytes from anybody can be loaded: a value comes out, or a ``DecodeError``.  Fields of registered classes
     are set as they were stored, without a call of ``__init__``, converters or validators: check what you don't trust.
     A field that the data have none of gets its default, if it has one that is not computed.  Methods of a registered
-    class are called only to hash and compare it, as a key or in a set, and by enums of flags.
-    Time and memory grow with the length of the bytes.
+    class are called only to hash and compare it, as a key or in a set, and by enums of flags.  Python keeps each
+    combination of an ``enum.Flag`` that was ever made, so that of one with many members bytes can make many that stay;
+    of an ``enum.IntFlag`` none stays.
+    Time and memory grow with the length of the bytes.  So among keys at most 100 may have the same hash, with those of
+    frozen sets in them multiplied, and no number of more than 4,096 bits that of a ``Decimal``; numbers of a ``range``
+    or a ``Fraction`` have at most 65,536 bits.
 
     What is held twice comes back as two equal values.  What holds itself, or lies deeper than 128 containers, is
     refused.  The format is that of RFC 8259 in UTF-8, with tags as described in ``zpersist/codecs/plain.py``.

@@ -9,8 +9,7 @@ from __future__ import annotations
 import re
 import struct
 from binascii import a2b_base64, b2a_base64
-from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Context, Decimal
 from fractions import Fraction
@@ -23,15 +22,14 @@ from uuid import UUID, SafeUUID
 from zoneinfo import ZoneInfo, available_timezones
 
 from zpersist.codecs.failures import failure_to_texts, texts_to_failure
+from zpersist.codecs.hashes import check_hashes
 from zpersist.failure import Failure
 
-__all__ = ["KINDS", "MAX_FRACTION_BITS", "TEXTUAL", "Kind", "check_hashes", "float_to_text", "int_to_text"]
+__all__ = ["KINDS", "MAX_BITS", "TEXTUAL", "Kind", "float_to_text", "int_to_text"]
 
-#: The greatest common divisor of larger numbers, which is needed to check a fraction, would take too long.
-MAX_FRACTION_BITS = 1 << 16
-
-#: So many keys of one container may have the same hash; looking up among more of them would take too long.
-MAX_EQUAL_HASHES = 100
+#: The greatest common divisor of larger numbers, which is needed to check a fraction, would take too long; and so would
+#: their quotient, which tells the length of a range.
+MAX_BITS = 1 << 16
 
 _HEX_INT = re.compile(r"-?0x[0-9a-f]+")
 _ZONE = re.compile(r"[A-Za-z0-9_+-]{1,40}(/[A-Za-z0-9_+-]{1,40}){0,3}")
@@ -69,13 +67,6 @@ def _items(payload: Any, *kinds: type) -> list[Any]:
 def _text(payload: Any) -> str:
     _check(type(payload) is str, "a text")
     return payload  # type: ignore[no-any-return]
-
-
-def check_hashes(keys: Iterable[object], count: int) -> None:
-    """Raise ``ValueError`` if too many keys have the same hash."""
-    if count > MAX_EQUAL_HASHES:
-        most = max(Counter(map(hash, keys)).values())
-        _check(most <= MAX_EQUAL_HASHES, f"a container with at most {MAX_EQUAL_HASHES} keys of the same hash")
 
 
 # Numbers.
@@ -116,27 +107,35 @@ def _together_decimal(payload: Any) -> Decimal:
     return value
 
 
-def _check_fraction(numerator: int, denominator: int) -> None:
-    bits = max(numerator.bit_length(), denominator.bit_length())
-    _check(bits <= MAX_FRACTION_BITS, f"a fraction of numbers of at most {MAX_FRACTION_BITS} bits")
+def _check_bits(what: str, *numbers: int) -> None:
+    bits = max(map(int.bit_length, numbers))
+    _check(bits <= MAX_BITS, f"a {what} of numbers of at most {MAX_BITS} bits")
 
 
 def _apart_fraction(value: Fraction) -> list[int]:
     numerator, denominator = value.as_integer_ratio()
-    _check_fraction(numerator, denominator)
+    _check_bits("fraction", numerator, denominator)
     return [numerator, denominator]
 
 
 def _together_fraction(payload: Any) -> Fraction:
     numerator, denominator = _items(payload, int, int)
-    _check_fraction(numerator, denominator)
+    _check_bits("fraction", numerator, denominator)
     value = Fraction(numerator, denominator)
     _check(value.denominator == denominator, "a fraction in lowest terms")
     return value
 
 
+def _apart_range(value: range) -> list[int]:
+    numbers = [value.start, value.stop, value.step]
+    _check_bits("range", *numbers)
+    return numbers
+
+
 def _together_range(payload: Any) -> range:
-    return range(*_items(payload, int, int, int))
+    numbers = _items(payload, int, int, int)
+    _check_bits("range", *numbers)
+    return range(*numbers)
 
 
 # Times.
@@ -236,7 +235,7 @@ def _together_uuid(payload: Any) -> UUID:
 def _together_set(kind: Any) -> Callable[[Any], Any]:
     def together(payload: Any) -> Any:
         _check(type(payload) is list, "a list of items")
-        check_hashes(payload, len(payload))
+        check_hashes(payload)
         value = kind(payload)
         _check(len(value) == len(payload), "a list of different items")
         return value
@@ -247,7 +246,7 @@ def _together_set(kind: Any) -> Callable[[Any], Any]:
 def _together_dict(payload: Any) -> dict[Any, Any]:
     pairs = type(payload) is list and all(type(pair) is list and len(pair) == 2 for pair in payload)
     _check(pairs, "a list of pairs")
-    check_hashes((key for key, _ in payload), len(payload))
+    check_hashes([key for key, _ in payload])
     value = dict(payload)
     _check(len(value) == len(payload), "a list of different keys")
     return value
@@ -298,7 +297,7 @@ KINDS: tuple[Kind, ...] = (
     Kind("$complex", complex, lambda value: [value.real, value.imag], _together_complex),
     Kind("$decimal", Decimal, _DECIMALS.to_sci_string, _together_decimal),
     Kind("$fraction", Fraction, _apart_fraction, _together_fraction),
-    Kind("$range", range, lambda value: [value.start, value.stop, value.step], _together_range),
+    Kind("$range", range, _apart_range, _together_range),
     Kind("$date", date, date.isoformat, _together_iso(date)),
     Kind("$time", time, _apart_time, _together_iso(time)),
     Kind("$datetime", datetime, _apart_time, _together_iso(datetime)),

@@ -42,7 +42,8 @@ from typing import Any, ClassVar
 from attrs import define, field
 
 from zpersist.codecs.base import Codec
-from zpersist.codecs.kinds import KINDS, TEXTUAL, Kind, check_hashes
+from zpersist.codecs.hashes import check_hashes
+from zpersist.codecs.kinds import KINDS, TEXTUAL, Kind
 from zpersist.codecs.records import Record, is_record, record_of
 from zpersist.codecs.refused import Refused
 from zpersist.codecs.told import told
@@ -219,7 +220,7 @@ class PlainCodec(Codec):
 
     def _check_hashes(self, value: Any) -> None:
         try:
-            check_hashes(value, len(value))
+            check_hashes(value)
         except ValueError as err:
             raise self._refused(value, err) from None
 

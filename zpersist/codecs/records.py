@@ -33,7 +33,7 @@ def name_of(kind: type) -> str:
 
 
 def _is_named_tuple(kind: type) -> bool:
-    return issubclass(kind, tuple) and hasattr(kind, "_fields")
+    return issubclass(kind, tuple) and hasattr(kind, "_fields") and hasattr(kind, "_field_defaults")
 
 
 def is_record(kind: type) -> bool:
@@ -74,6 +74,11 @@ class EnumRecord(Record):
     def __init__(self, kind: type[enum.Enum]) -> None:
         super().__init__(kind)
         self._members: Mapping[str, enum.Enum] = kind.__members__
+        if issubclass(kind, enum.Flag):
+            self._by_number: dict[int, enum.Flag] = kind._value2member_map_  # type: ignore[assignment]
+            self._mask: int = kind._flag_mask_  # type: ignore[attr-defined]
+            # Of others than numbers, one that is not kept would not be equal to one that is made later.
+            self._is_open = issubclass(kind, int) and kind._boundary_ is enum.KEEP
 
     def apart(self, value: Any) -> Any:
         """Return the name of a member, or the value of a combination of flags."""
@@ -82,7 +87,7 @@ class EnumRecord(Record):
         if type(name) is str and self._members.get(name) is value:
             return name
         if issubclass(self.kind, enum.Flag) and type(number) is int:
-            _check_bits(number)
+            self._check_number(number)
             return number
         raise ValueError("it is no member of its class")
 
@@ -94,17 +99,24 @@ class EnumRecord(Record):
             return self._members[payload]
         if type(payload) is not int or not issubclass(self.kind, enum.Flag):
             raise ValueError(f"a {type(payload).__qualname__} tells no member of {self.name}")
-        _check_bits(payload)
+        self._check_number(payload)
+        known = payload in self._by_number
         value = self.kind(payload)
+        if not known and issubclass(self.kind, int):
+            # Python keeps each combination that was ever made in its class, and so what bytes from anybody name.  Of
+            # those that are equal to their number another one does as well.
+            self._by_number.pop(payload, None)
         if type(value) is not self.kind or _get(value, "_value_") != payload:
             raise ValueError(f"{self.name} has no combination of the value {payload:#x}"[:300])
         return value
 
-
-def _check_bits(number: int) -> None:
-    # The flags that a number stands for are named in decimal, and this takes the square of its length.
-    if number.bit_length() > MAX_FLAG_BITS:
-        raise ValueError(f"flags of more than {MAX_FLAG_BITS} bits can't be kept")
+    def _check_number(self, number: int) -> None:
+        # The flags that a number stands for are named in decimal, and this takes the square of its length.
+        if number.bit_length() > MAX_FLAG_BITS:
+            raise ValueError(f"flags of more than {MAX_FLAG_BITS} bits can't be kept")
+        # Python would keep what it makes of any other number, too.
+        if number < 0 or (number & ~self._mask and not self._is_open):
+            raise ValueError(f"{self.name} has no combination of the value {number:#x}"[:300])
 
 
 class FieldsRecord(Record):
@@ -137,12 +149,7 @@ class FieldsRecord(Record):
 
     def apart(self, value: Any) -> dict[str, Any]:
         """Return the fields by name."""
-        # Not getattr(): the class may have a __getattr__ or a __getattribute__ of its own.
-        more = _get(value, "__dict__").keys() - self._all if self._has_dict else ()
-        for name in more:
-            # What is computed from the fields is computed again.
-            if name != _HASH and not issubclass(type(getattr_static(self.kind, name, None)), cached_property):
-                raise ValueError(f"its attribute {name!r} is no field and would be lost")
+        self._check_more(value)
         fields: dict[str, Any] = {}
         name = ""
         try:
@@ -151,6 +158,13 @@ class FieldsRecord(Record):
         except AttributeError as err:
             raise ValueError(f"its field {name!r} is not set") from err
         return fields
+
+    def _check_more(self, value: Any) -> None:
+        # Not getattr(): the class may have a __getattr__ or a __getattribute__ of its own.
+        for name in _get(value, "__dict__").keys() - self._all if self._has_dict else ():
+            # What is computed from the fields is computed again.
+            if name != _HASH and not issubclass(type(getattr_static(self.kind, name, None)), cached_property):
+                raise ValueError(f"its attribute {name!r} is no field and would be lost")
 
     def together(self, payload: Any) -> Any:
         """Return an instance with these fields."""
@@ -215,8 +229,7 @@ class TupleRecord(FieldsRecord):
 
     def apart(self, value: Any) -> dict[str, Any]:
         """Return the items by name."""
-        if self._has_dict and (more := _get(value, "__dict__")):
-            raise ValueError(f"its attributes {sorted(more)} are no fields and would be lost")
+        self._check_more(value)
         if tuple.__len__(value) != len(self.names):
             raise ValueError(f"it has {tuple.__len__(value)} items, its class has {len(self.names)}")
         return dict(zip(self.names, tuple.__iter__(value), strict=True))

@@ -80,7 +80,6 @@ class SealedCodec(Codec):
         self._keys = self._checked(key)
         self._scope = scope
         self.id = f"{self._algorithm}:{inner.id}"
-        self.placed = scope is None or inner.placed
 
     def _checked(self, key: object) -> tuple[bytes, ...]:
         keys = (key,) if isinstance(key, bytes) else key

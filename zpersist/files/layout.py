@@ -12,7 +12,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 
 from xxhash import xxh3_64_intdigest
 
@@ -28,6 +28,7 @@ from zpersist.files.atomic import (
     write_file,
 )
 from zpersist.files.envelope import misplaced, open_frame
+from zpersist.files.locks import directory_lock
 from zpersist.keys import SURELY_PLAIN, from_file_name, is_digested, to_file_name
 
 __all__ = ["HOUSE", "PLACE", "Layout", "check_fan_out", "check_pattern"]
@@ -75,14 +76,17 @@ class Layout:
         Over how many sub-directories they are spread; 0: over none.
     durability :
         Of what is made here.
+    locked :
+        Whether whoever writes has the directory locked.
     """
 
-    def __init__(self, root: str, pattern: str, fan_out: int, durability: Durability) -> None:
+    def __init__(self, root: str, pattern: str, fan_out: int, durability: Durability, *, locked: bool = False) -> None:
         self.root = root
         self.prefix, self.suffix = pattern.split(PLACE)
         self._fan_out = fan_out
         self._width = _WIDTHS[fan_out]
         self._durability = durability
+        self._locked = locked
         self._settled = False
         #: Where temporary files are made; ``None``: beside what they are to be.
         self.workshop = f"{root}/{HOUSE}/{_WORKSHOP}" if fan_out else None
@@ -198,11 +202,7 @@ class Layout:
             return
         there = self._told()
         if there is None and self._fan_out:
-            if any(self._is_ours(entry.name) and entry.is_file() for entry in _scanned(self.root)):
-                raise InvalidArgumentError(
-                    f"{self.root} holds files that are not spread over sub-directories: open it without fan_out=, or "
-                    f"let another directory take them over, DirectoryStash(other, fan_out={self._fan_out}).take_over(…)"
-                )
+            self._refuse_flat()
             if not make:
                 return
             there = self._tell()
@@ -211,6 +211,18 @@ class Layout:
                 f"{self.root} is spread over {there} sub-directories: open it with fan_out={there}, not {self._fan_out}"
             )
         self._settled = True
+
+    def look_again(self) -> None:
+        """See that a flat directory is flat still; with it locked, so that nobody spreads it at the same moment."""
+        if not self._fan_out:
+            self.settle(make=True)
+
+    def _refuse_flat(self) -> None:
+        if any(self._is_ours(entry.name) and entry.is_file() for entry in _scanned(self.root)):
+            raise InvalidArgumentError(
+                f"{self.root} holds files that are not spread over sub-directories: open it without fan_out=, or "
+                f"let another directory take them over, DirectoryStash(other, fan_out={self._fan_out}).take_over(…)"
+            )
 
     def _told(self) -> int | None:
         path = f"{self.root}/{HOUSE}/fan_out"
@@ -229,10 +241,11 @@ class Layout:
 
     def _tell(self) -> int | None:
         make_directory(f"{self.root}/{HOUSE}/{_WORKSHOP}", durability=self._durability)
-        with suppress(FileExistsError):
-            path = f"{self.root}/{HOUSE}/fan_out"
+        with nullcontext() if self._locked else directory_lock(self.root, shared=False), suppress(FileExistsError):
+            # A flat value may have come since we looked.
+            self._refuse_flat()
             write_file(
-                path,
+                f"{self.root}/{HOUSE}/fan_out",
                 [f"{self._fan_out}\n".encode()],
                 # Without it nothing can be read: it must not be cut by the same power cut as the last values.
                 durability="fsync",

@@ -102,6 +102,7 @@ class DirectoryCompositeStash(DirectoryStash[V]):
     """
 
     _movable = False
+    _locked = True
     INSTANCE_DIRECTORY_NAME: ClassVar[str] = "inst"
     COMPOSITE_DIRECTORY_NAME: ClassVar[str] = "comp"
 

@@ -7,7 +7,7 @@ import os
 import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
@@ -16,7 +16,7 @@ from attrs import define, field, setters
 
 from zpersist.codecs import Codec, PickleCodec, as_codec, check_codec
 from zpersist.damage import QUARANTINE, Damage, Repair, is_damaged, is_lost
-from zpersist.errors import InvalidArgumentError, MisplacedValueError
+from zpersist.errors import InvalidArgumentError, MisplacedValueError, ZPersistError
 from zpersist.files.atomic import (
     READ_FLAGS,
     Buffer,
@@ -35,6 +35,7 @@ from zpersist.files.paths import as_path
 from zpersist.files.quarantine import put_away
 from zpersist.files.sweep import sweep
 from zpersist.keys import check_str_key
+from zpersist.sameness import is_same
 from zpersist.stash import COMPANIONS, MISSING, Missing, Stash, native, pairs_of
 
 __all__ = ["DirectoryStash"]
@@ -99,6 +100,8 @@ class DirectoryStash(Stash[V]):
     durable = True
     #: Whether all of a value lies in its file.
     _movable: ClassVar[bool] = True
+    #: Whether all writes are made with the directory locked.
+    _locked: ClassVar[bool] = False
 
     path: Path = field(converter=as_path, on_setattr=setters.frozen)
     pattern: str = field(default="{name}.dat", validator=check_pattern)
@@ -114,7 +117,7 @@ class DirectoryStash(Stash[V]):
 
     def __attrs_post_init__(self) -> None:
         self._root = os.path.abspath(self.path)
-        self._layout = Layout(self._root, self.pattern, self.fan_out, self.durability)
+        self._layout = Layout(self._root, self.pattern, self.fan_out, self.durability, locked=self._locked)
         # Whoever comes by a symbolic link meets the others there.
         real = os.path.realpath(self._root)
         self._locks = KeyLocks.beside(real, directory=True)
@@ -195,9 +198,19 @@ class DirectoryStash(Stash[V]):
             layout.make(os.path.dirname(path))
             write(place=place)
 
+    @contextmanager
+    def _changing(self, *, shared: bool) -> Iterator[None]:
+        with directory_lock(self._root, shared=shared):
+            self._layout.look_again()
+            yield
+
     def _replace(self, temporary: str, path: str) -> None:
-        with directory_lock(self._root, shared=True):
+        with self._changing(shared=True):
             os.replace(temporary, path)
+
+    def _place_new(self, temporary: str, path: str) -> None:
+        with self._changing(shared=True):
+            place_new(temporary, path)
 
     def delete(self, name: str) -> bool:
         """Remove a key, and return whether it was there."""
@@ -232,7 +245,7 @@ class DirectoryStash(Stash[V]):
     @native
     def add(self, name: str, inst: V) -> bool:
         """Keep a value only if there is none."""
-        return not self.exists(name) and self._write_if(name, inst, self._file(name), place_new)
+        return not self.exists(name) and self._write_if(name, inst, self._file(name), self._place_new)
 
     @native
     def update(self, name: str, fn: Callable[[Any], V], default: Any = None) -> V:
@@ -247,7 +260,7 @@ class DirectoryStash(Stash[V]):
                 raise storage_error(err, "can not read", path) from err
             try:
                 value = fn(default if fd is None else self._read_open(fd, path, name))
-                if self._write_if(name, value, path, place_new if fd is None else self._replace_if(fd)):
+                if self._write_if(name, value, path, self._place_new if fd is None else self._replace_if(fd)):
                     return value
             finally:
                 if fd is not None:
@@ -278,7 +291,7 @@ class DirectoryStash(Stash[V]):
         read = os.fstat(fd)
 
         def place(temporary: str, path: str) -> None:
-            with directory_lock(self._root, shared=False):
+            with self._changing(shared=False):
                 try:
                     now = os.stat(path)
                 except FileNotFoundError:
@@ -297,7 +310,7 @@ class DirectoryStash(Stash[V]):
         Parameters
         ----------
         other :
-            Its codec must be the one of this stash.
+            Its codec must be the one of this stash: of the same class and parameters, secrets too.
 
         Returns
         -------
@@ -307,25 +320,36 @@ class DirectoryStash(Stash[V]):
         Raises
         ------
         InvalidArgumentError
-            The other stash is of another kind, or there is a value here already under a key; all others were moved.
+            The other stash is of another kind, or its codec has other parameters, or there is a value here already
+            under a key; all others were moved.
+        CorruptValueError
+            Of a file of the other stash the key can't be read (see :meth:`verify`); all others were moved.
         StorageError
             The operating system refused; from another file system, :func:`~zpersist.migrate` copies.
         """
-        alike = type(other) is type(self) and repr(other.codec) == repr(self.codec)
+        alike = type(other) is type(self) and is_same(other.codec, self.codec)
         if not self._movable or not alike or _is_one_place(self._root, other._root):
             raise InvalidArgumentError(
-                f"what {self!r} takes over must be another DirectoryStash of the same codec, not {other!r}; "
-                f"zpersist.migrate() copies any stash"
+                f"what {self!r} takes over must be another DirectoryStash of the same codec, with the same parameters "
+                f"and secrets, not {other!r}; zpersist.migrate() copies any stash"
             )
-        if self.codec.placed:
+        if not is_same(other.codec.bound(other._place, ""), self.codec.bound(self._place, "")):
             raise InvalidArgumentError(
-                f"what {self.codec!r} seals is read in its own place only: copy it by zpersist.migrate(), or seal it "
-                f"with scope="
+                f"what {self.codec!r} seals is read in its own place, and under its own pattern, only: copy it by "
+                f"zpersist.migrate(), or seal it with scope= and keep the pattern"
             )
+        self._layout.settle(make=True)
+        self._layout.make(self._root)
+        # In one order, so that two that take over from each other never wait for each other.
+        locks = [(os.path.realpath(other._root), False)]
+        if not self.fan_out:
+            locks = sorted([*locks, (os.path.realpath(self._root), True)])
         moved, stays = 0, []
         for name in other.keys():
-            # Nobody writes it anew between its two names.
-            with directory_lock(other._root, shared=False):
+            with ExitStack() as locked:
+                # Nobody writes it anew between its two names.
+                for root, shared in locks:
+                    locked.enter_context(directory_lock(root, shared=shared))
                 done = self._layout.move_in(other._file(name), self._file(name))
             if done:
                 moved += 1
@@ -336,6 +360,8 @@ class DirectoryStash(Stash[V]):
                 f"{moved} values were moved from {other._root}, but of {len(stays)} keys there is a value in "
                 f"{self._root} already, such as {min(stays)!r}: delete it here or there"
             )
+        for error in other._keyless():
+            raise error
         return moved
 
     # damage
@@ -348,6 +374,9 @@ class DirectoryStash(Stash[V]):
                 repair is not None and is_lost(error) and self._put_away(path, repair, self._layout.is_unreadable)
             )
             yield Damage(None, error, repaired)
+
+    def _keyless(self) -> Iterator[ZPersistError]:
+        return (error for _, error in self._layout.unreadable())
 
     def _verify_one(self, name: str) -> None:
         path = self._file(name)

@@ -79,7 +79,8 @@ class FileLevel(Place):
         self._mmap = mmap
         self._folder = os.path.dirname(self.path)
         self._locks = KeyLocks.beside(self.path)
-        self._bound = codec.bound(f"{self.path}\0work", version)
+        # A seal covers the name of the file also if a scope stands for its path.
+        self._bound = codec.bound(f"{self.path}\0work {os.path.basename(self.path)}", version)
 
     def load(self) -> Any:
         try:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 from attrs import define, field
 
 from zpersist.damage import Damage, Repair
-from zpersist.errors import InvalidDelegateError
+from zpersist.errors import InvalidDelegateError, ZPersistError
 from zpersist.readonly import ReadOnlyStash
 from zpersist.stash import CloseableStash, Missing, Stash, native
 from zpersist.stores.noop import NoopStash
@@ -200,6 +200,9 @@ class DelegateStash(CloseableStash[V]):
 
     def _outdated(self) -> None:
         self.delegate._outdated()
+
+    def _keyless(self) -> Iterator[ZPersistError]:
+        return self.delegate._keyless()
 
     def _claims(self) -> Claims | None:
         return self.delegate._claims()

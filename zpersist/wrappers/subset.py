@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from attrs import define, field
 
-from zpersist.errors import InvalidArgumentError
+from zpersist.errors import InvalidArgumentError, ZPersistError
 from zpersist.files.atomic import storage_error
 from zpersist.stash import MISSING, Missing, Stash
 from zpersist.wrappers.delegate import ReadOnlyDelegateStash, check_stash
@@ -74,6 +74,10 @@ class KeySubsetStash(ReadOnlyDelegateStash[V]):
     def exists(self, name: str) -> bool:
         """Return whether a key is in the subset and in the delegate."""
         return name in self._members and self.delegate.exists(name)
+
+    def _keyless(self) -> Iterator[ZPersistError]:
+        # Of a subset that goes by itself all keys are known.
+        return self.delegate._keyless() if self.dynamic_subset else iter(())
 
     def keys(self) -> Iterator[str]:
         """Iterate over the keys that are in both, in the order of the subset (of the delegate, if dynamic)."""

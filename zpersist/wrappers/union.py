@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from copy import copy
 from itertools import chain
 from typing import Any, TypeVar
 
 from attrs import define, field
 
 from zpersist.damage import Damage, Repair, check_repair
-from zpersist.errors import InvalidDelegateError, ReadOnlyError
+from zpersist.errors import InvalidDelegateError, ReadOnlyError, ZPersistError
 from zpersist.readonly import ReadOnlyStash
 from zpersist.stash import MISSING, CloseableStash, Missing, Stash
 from zpersist.wrappers.delegate import check_stash
@@ -88,6 +89,14 @@ class UnionStash(ReadOnlyStash[V], CloseableStash[V]):
         if repair is not None:
             raise ReadOnlyError(f"verify(repair={repair!r}) on {type(self).__name__}, which is read only")
         return chain.from_iterable(stash.verify(progress=progress) for stash in self.stashes)
+
+    def _stored(self) -> Stash[V]:
+        twin = copy(self)
+        object.__setattr__(twin, "stashes", tuple(stash._stored() for stash in self.stashes))
+        return twin
+
+    def _keyless(self) -> Iterator[ZPersistError]:
+        return chain.from_iterable(stash._keyless() for stash in self.stashes)
 
     def close(self) -> None:
         """Close all stashes."""
