@@ -25,6 +25,7 @@ from zpersist import (
     DillCodec,
     DirectoryStash,
     FormatVersionError,
+    MisplacedValueError,
     PersistedWork,
     PickleCodec,
     ShelveStash,
@@ -247,7 +248,7 @@ def test_the_file_of_another_long_key(stash):
     update = lambda key: stash.update(key, lambda old: old)  # noqa: E731
     for read in (stash.load, stash.get, stash.__getitem__, update):
         err = error_of(lambda read=read: read(other))
-        assert type(err) is CorruptValueError
+        assert type(err) is MisplacedValueError
         assert str(stash.key_to_path(other)) in str(err)
     assert stash[one] == VALUE
 
@@ -604,7 +605,7 @@ def test_a_cell_of_another_key(database):
     db.close()
     for read in (database.load, database.get, database.__getitem__, lambda key: database.load_many([key])):
         err = error_of(lambda read=read: read("b"))
-        assert type(err) is CorruptValueError
+        assert type(err) is MisplacedValueError
         for word in (str(database.path), "'a'", "'b'"):
             assert word in str(err)
     assert database["a"] == VALUE
