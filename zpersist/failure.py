@@ -123,8 +123,6 @@ class Failure:
         return self.message
 
     def __repr__(self) -> str:
-        told = str(self.exception)
-        if type(self.exception) is ZPersistError and told.endswith(f": {self.message}"):
-            # It stands for one that could not be made again, and says which.
-            return told
-        return f"{type(self.exception).__name__}: {self.message}"
+        # A plain error of ours stands for one that could not be made again, and says which.
+        told = str(self.exception) if type(self.exception) is ZPersistError else ""
+        return told if told.endswith(f": {self.message}") else f"{type(self.exception).__name__}: {self.message}"

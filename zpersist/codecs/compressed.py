@@ -182,8 +182,10 @@ class CompressedCodec(Codec):
         view = memoryview(data)
         size = int.from_bytes(view[:_HEAD], "little")
         if len(view) < _HEAD or size > self._most:
-            raise DecodeError(f"it says that it inflates to {size} bytes, more than max_bytes={self._most} allows: "
-                f"if you trust who wrote it, give a larger one")
+            raise DecodeError(
+                f"it says that it inflates to {size} bytes, more than max_bytes={self._most} allows: "
+                f"if you trust who wrote it, give a larger one"
+            )
         try:
             # One byte more, to see that there is none.
             out, ended = self._method.inflate(view[_HEAD:], size + 1)
