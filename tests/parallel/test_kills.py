@@ -22,16 +22,19 @@ fork = multiprocessing.get_context("fork")
 STORES = {"directory": lambda: DirectoryStash("data"), "sqlite": lambda: SqliteStash("data.db")}
 
 
-def killer(victim, seed):
-    """Kill children of a process, one now and then."""
+def children_of(pid):
+    return {int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
+
+
+def killer(victim, seed, spared):
+    """Kill children of a process, one now and then, but none of those that other tests have started."""
     rng = random.Random(seed)
     while True:
         time.sleep(rng.uniform(0.001, 0.03))
         try:
-            children = Path(f"/proc/{victim}/task/{victim}/children").read_text().split()
+            others = sorted(children_of(victim) - spared - {os.getpid()})
         except FileNotFoundError:
             return
-        others = [int(pid) for pid in children if int(pid) != os.getpid()]
         if others:
             try:
                 os.kill(rng.choice(others), signal.SIGKILL)
@@ -61,7 +64,7 @@ def test_runs_under_random_kills_end_complete(elsewhere, seed):
     rng = random.Random(seed)
     descriptors = len(os.listdir("/proc/self/fd"))
     stash = STORES[rng.choice(list(STORES))]()
-    killing = fork.Process(target=killer, args=(os.getpid(), seed))
+    killing = fork.Process(target=killer, args=(os.getpid(), seed, children_of(os.getpid())))
     killing.start()
     try:
         if seed % 3:
