@@ -107,29 +107,31 @@ class Killer:
         """Start a writer, and kill it."""
         left = [name for name in names_in(self._folder) if TEMPORARY_PREFIX in name]
         at = seconds = 0
-        mode = Mode(KILL)
+        mode, within = Mode(KILL), f"{self._folder}/"
         match number % 4:
             case 0 | 3:
                 seconds = self._chance.uniform(0.001, 0.012)
             case 1:
                 at, mode = self._chance.randrange(1, MOST_CALLS), Mode(KILL, kinds=ALL)
             case 2 if left:
-                # In the middle of tidying up.
-                at, mode = self._chance.randrange(1, len(left) + 1), Mode(KILL, kinds=REMOVE)
+                # In the middle of tidying up: there may be other things to remove before.
+                within += self._chance.choice(left).partition(TEMPORARY_PREFIX)[0] + TEMPORARY_PREFIX
+                beside = sum(f"{self._folder}/{name}".startswith(within) for name in left)
+                at, mode = self._chance.randrange(1, beside + 1), Mode(KILL, kinds=REMOVE)
             case 2:
                 at = self._chance.randrange(1, MOST_CALLS)
         self._report.clear()
-        self._run(at, mode, seconds)
+        self._run(at, mode, within, seconds)
         if self._report.first:
             self.deaths.append(self._report.first)
         before, self._turn = self._turn, max(max(self._diary[key]) for key in KEYS) + 1
         self.written += self._turn > before
 
-    def _run(self, at: int, mode: Mode, seconds: float) -> None:
+    def _run(self, at: int, mode: Mode, within: str, seconds: float) -> None:
         child = os.fork()
         if child == 0:
             try:
-                with armed(f"{self._folder}/", at, mode, self._report) if at else nullcontext():
+                with armed(within, at, mode, self._report) if at else nullcontext():
                     write(self._store, self._make, self._folder, self._diary, self._turn)
             except ZPersistError:
                 if not self._lossy:
