@@ -179,8 +179,8 @@ class DirectoryStash(Stash[V]):
         durability: Literal["content"] | None = None,
     ) -> None:
         layout = self._layout
-        layout.settle(make=True)
         if not self._swept:
+            layout.settle(make=True)
             self._swept = True
             sweep(layout.workshop or self._root)
 
